@@ -1,0 +1,110 @@
+# Everything that is built, shown and tested. `make help` lists it.
+
+CARGO ?= cargo
+# More arguments for `berth demo`: make demo ARGS=--keep
+ARGS ?=
+# The seed that `make sim` plays.
+SEED ?= 0
+# Recorded cases of MetalLB's behaviour, which are not part of this repository.
+VECTORS ?= ../shared/vectors
+IMAGE_TAG ?= 0.1.0
+
+# Programs that a shell of an ordinary user, or one that never logged in, does not find.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
+
+PROGRAMS := --package cli --package controller --package speaker
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+STEPS := setup lint tidy test-unit vectors test-sim test-lab test-e2e test-demo
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test $(STEPS) sim bench bench-controller dist images generate crds manifests clean
+
+help: ## this list
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  %-18s %s\n", $$1, $$2 }'
+
+build: ## target/release/{berth,berth-controller,berth-speaker}
+	$(CARGO) build --release --locked $(PROGRAMS)
+
+demo: ## a small cluster on this machine, and what Berth does in it (ARGS="--keep --runs 10 …")
+	@tests/setup.sh demo || echo 'going on: the demo says if it cannot do without'
+	@$(MAKE) --no-print-directory build
+	target/release/berth demo $(ARGS)
+
+test: ## everything below, and setting it up
+	@begin=$$(date +%s); report=; \
+	for step in $(STEPS); do \
+		printf '\n==> %s\n' "$$step"; since=$$(date +%s); \
+		$(MAKE) --no-print-directory "$$step" || { \
+			printf '\n==> %s FAILED; alone: make %s\n' "$$step" "$$step"; exit 1; }; \
+		report="$$report$$(printf '    %-10s %5d s' "$$step" $$(($$(date +%s) - since)))|"; \
+	done; \
+	printf '\n==> all passed in %d s\n' $$(($$(date +%s) - begin)); printf '%s' "$$report" | tr '|' '\n'
+
+setup: ## the programs that the tests run: installed for root, named for others
+	@tests/setup.sh
+
+lint: ## formatting, and clippy without a warning
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+tidy: ## the rules of this repository; generated files as they would be generated
+	$(CARGO) run --quiet --locked --package crds --bin crdgen -- --check deploy/crds
+	$(CARGO) test --quiet --locked --package tests --test tidy
+
+test-unit: ## tests beside the code, and of single crates
+	$(CARGO) test --locked --workspace --exclude netlab --exclude tests
+	$(CARGO) test --locked --package netlab --lib
+	$(CARGO) test --locked --package tests --lib
+
+vectors: ## MetalLB's recorded behaviour, if VECTORS is a folder that has it
+	@if [ -d '$(VECTORS)' ]; then \
+		BERTH_VECTORS="$$(cd '$(VECTORS)' && pwd)" $(CARGO) test --locked --workspace --exclude netlab vectors; \
+	else echo 'there is no $(VECTORS): nothing to hold against'; fi
+
+test-sim: ## the simulator: named scenarios and 1,000 seeds
+	$(CARGO) test --locked --package tests --test sim
+
+sim: ## one seed of the simulator, told as a story (SEED=17)
+	BERTH_SIM_SEED=$(SEED) $(CARGO) test --locked --package tests --test sim random -- --nocapture
+
+test-lab: ## the programs on the real kernel, in network namespaces (root)
+	$(CARGO) test --locked --package netlab --tests -- --test-threads=1
+
+test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controller (root, Go)
+	$(CARGO) test --locked --package tests --test e2e -- --test-threads=1
+
+test-demo: ## the demo, to its end
+	$(CARGO) test --locked --package tests --test demo
+
+bench: build ## the demo's measurements, ten times each
+	target/release/berth demo --runs 10 $(ARGS)
+
+bench-controller: ## 10,000 Services: how long until all have an address
+	$(CARGO) bench --locked --package controller
+
+dist: ## dist/: static programs, as they are shipped
+	RUSTFLAGS='-C target-feature=+crt-static' \
+		$(CARGO) build --locked --profile dist --target $(HOST) $(PROGRAMS)
+	mkdir -p dist
+	cp target/$(HOST)/dist/berth target/$(HOST)/dist/berth-controller target/$(HOST)/dist/berth-speaker dist/
+
+images: ## container images of the controller and the speaker (docker)
+	for program in controller speaker; do \
+		docker build --file deploy/images/Dockerfile --target $$program \
+			--tag berth-$$program:$(IMAGE_TAG) . || exit 1; \
+	done
+
+generate: crds manifests ## everything below deploy/ that is made from something else
+
+crds: ## deploy/crds, from the types in crds/
+	$(CARGO) run --quiet --package crds --bin crdgen -- deploy/crds
+
+manifests: ## deploy/install.yaml, from deploy/base and deploy/crds
+	@{ echo '# Made by `make manifests` from deploy/base and deploy/crds. Do not edit.'; \
+	for part in deploy/base/00-*.yaml deploy/crds/*.yaml deploy/base/[1-9]*.yaml; do \
+		echo '---'; cat "$$part"; \
+	done; } >deploy/install.yaml
+
+clean: ## away with everything that was built
+	$(CARGO) clean
+	rm -rf dist

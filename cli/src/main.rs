@@ -1,0 +1,47 @@
+//! `berth`: the demo, and the embedded API server by itself. Not needed in a cluster.
+
+mod backend;
+mod demo;
+mod probe;
+mod server;
+
+use std::{future::Future, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+/// Berth gives Kubernetes Services of type LoadBalancer an address on bare metal.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it all on this machine: a small cluster in network namespaces, two clients, a router
+    Demo(demo::Options),
+    /// Serve the part of the Kubernetes API that Berth needs, from memory
+    Apiserver(server::Options),
+    /// Answer HTTP requests with a name (the demo's pods)
+    #[command(hide = true)]
+    Backend(backend::Options),
+    /// Request a page again and again, and report the longest gap (the demo's clients)
+    #[command(hide = true)]
+    Probe(probe::Options),
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Arguments::parse().command {
+        // Before any thread: it may start the program again in a user namespace.
+        Command::Demo(options) => demo::run(&options),
+        Command::Apiserver(options) => finish(server::run(options)),
+        Command::Backend(options) => finish(backend::run(options)),
+        Command::Probe(options) => finish(probe::run(options)),
+    }
+}
+
+fn finish(command: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Runtime::new()?.block_on(command)?;
+    Ok(ExitCode::SUCCESS)
+}

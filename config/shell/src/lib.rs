@@ -1,0 +1,10 @@
+//! What the shells of the two daemons share: the API client, watches, Events, logs and probes.
+//!
+//! All of it is input and output; no decision is taken here.
+
+pub mod client;
+pub mod events;
+pub mod probes;
+pub mod resources;
+pub mod telemetry;
+pub mod watch;

@@ -1,0 +1,101 @@
+//! Custom resources of one moment, turned into one typed value that cannot be wrong.
+//!
+//! Both daemons, the admission rules and the command line call [`Config::parse`]; nothing here
+//! knows a client, a socket or a clock. A wrong object is left out, or keeps its last good form,
+//! and every error names its object and field; all other objects apply.
+
+mod admission;
+mod advertisement;
+mod bfd_profile;
+mod community;
+mod error;
+#[cfg(test)]
+mod fixture;
+mod parse;
+mod peer;
+mod pool;
+mod selector;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+pub use admission::{Candidate, Operation, admit};
+pub use advertisement::{BgpAdvertisement, InterfaceMatch, L2Advertisement};
+pub use bfd_profile::BfdProfile;
+pub use community::{Community, NotACommunity};
+pub use error::{ConfigError, ObjectRef, RangeError, Rule};
+pub use parse::Sources;
+pub use peer::{Password, Peer, PeerAddress, PeerAsn};
+pub use pool::{AddressRange, Pool, ServiceAllocation, is_buggy};
+pub use selector::{Labels, Selector, SelectorError, SelectorRule};
+
+use error::Fault;
+
+/// Name of a Kubernetes Node.
+pub type NodeName = Arc<str>;
+/// Name of an IPAddressPool.
+pub type PoolName = Arc<str>;
+/// Name of a BGPPeer.
+pub type PeerName = Arc<str>;
+
+/// Everything that the configuration is made from, as read at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Resources {
+    pub pools: Vec<crds::IPAddressPool>,
+    pub l2_advertisements: Vec<crds::L2Advertisement>,
+    pub bgp_advertisements: Vec<crds::BGPAdvertisement>,
+    pub bgp_peers: Vec<crds::BGPPeer>,
+    pub bfd_profiles: Vec<crds::BFDProfile>,
+    pub communities: Vec<crds::Community>,
+    /// Secrets of the namespace that peers name: by name, the type and the key `password`.
+    pub secrets: BTreeMap<String, Secret>,
+    /// Labels of every Node.
+    pub nodes: BTreeMap<NodeName, Labels>,
+    /// Labels of every Namespace.
+    pub namespaces: BTreeMap<String, Labels>,
+}
+
+/// What a BGP password Secret holds.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Secret {
+    pub kind: String,
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Secret").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+/// The configuration in force.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Config {
+    pub pools: BTreeMap<PoolName, Pool>,
+    pub peers: BTreeMap<PeerName, Peer>,
+    pub bfd_profiles: BTreeMap<String, BfdProfile>,
+    /// What all this was made from.
+    pub sources: Sources,
+}
+
+/// The nodes that one of `selectors` matches; every node when there is none.
+fn matching_nodes(
+    selectors: &[Selector],
+    nodes: &BTreeMap<NodeName, Labels>,
+) -> BTreeSet<NodeName> {
+    let matching = nodes.iter().filter(|(_, labels)| selector::any_matches(selectors, labels));
+    matching.map(|(name, _)| name.clone()).collect()
+}
+
+/// A list of names as a set, with a fault for each that is given again.
+fn unique(field: &str, names: &[String], faults: &mut Vec<Fault>) -> BTreeSet<String> {
+    let mut set = BTreeSet::new();
+    for (i, name) in names.iter().enumerate() {
+        if !set.insert(name.clone()) {
+            faults.push(Fault::new(format!("{field}[{i}]"), Rule::Duplicate(name.clone())));
+        }
+    }
+    set
+}

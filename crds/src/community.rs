@@ -1,0 +1,44 @@
+//! Community.
+
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Names for BGP communities.
+#[derive(
+    CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
+)]
+#[kube(
+    group = "metallb.io",
+    version = "v1beta1",
+    kind = "Community",
+    plural = "communities",
+    namespaced,
+    status = "CommunityStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "Names for BGP communities, to be used in BGPAdvertisements."
+)]
+#[serde(rename_all = "camelCase")]
+pub struct CommunitySpec {
+    /// The names and what they stand for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<CommunityAlias>,
+}
+
+/// One name.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CommunityAlias {
+    /// The name; unique among all Community objects.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// "A:B" with two numbers up to 65535 (RFC 1997), or "large:A:B:C" with three up to
+    /// 4294967295 (RFC 8092).
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub value: String,
+}
+
+/// Nothing is reported here.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommunityStatus {}

@@ -1,0 +1,46 @@
+//! The kinds of the API group `metallb.io`: Rust types and the CustomResourceDefinitions made
+//! from them.
+//!
+//! Types, schemas and the conversion between the versions of BGPPeer; what the fields mean
+//! together is the business of `config`. Kinds stand at the root in the version that is stored;
+//! [`v1beta1`] holds the older form of BGPPeer.
+//!
+//! Field names, defaults, ranges and printer columns are those that users of MetalLB know: a
+//! manifest written for it is accepted as it stands.
+
+#![allow(clippy::duplicated_attributes, reason = "several printer columns have the same type")]
+
+mod bfd_profile;
+mod bgp_advertisement;
+mod bgp_peer;
+mod community;
+mod definition;
+mod duration;
+mod ip_address_pool;
+mod l2_advertisement;
+mod schema;
+mod status;
+
+pub use bfd_profile::{BFDProfile, BFDProfileSpec, BFDProfileStatus};
+pub use bgp_advertisement::{
+    BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus, DEFAULT_AGGREGATION_LENGTH,
+    DEFAULT_AGGREGATION_LENGTH_V6,
+};
+pub use bgp_peer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, DEFAULT_BGP_PORT, DynamicASN, v1beta1};
+pub use community::{Community, CommunityAlias, CommunitySpec, CommunityStatus};
+pub use definition::{all, file_name, to_yaml};
+pub use duration::{Duration, DurationError};
+pub use ip_address_pool::{
+    IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation,
+};
+pub use l2_advertisement::{
+    L2Advertisement, L2AdvertisementSpec, L2AdvertisementStatus, PreferredNodeSelector,
+};
+pub use status::{
+    ConfigurationResult, ConfigurationState, ConfigurationStateSpec, ConfigurationStateStatus,
+    InterfaceInfo, ServiceBGPStatus, ServiceBGPStatusSpec, ServiceBGPStatusStatus, ServiceL2Status,
+    ServiceL2StatusSpec, ServiceL2StatusStatus,
+};
+
+/// The API group of every kind here.
+pub const GROUP: &str = "metallb.io";

@@ -1,0 +1,165 @@
+//! The kinds that only report: ServiceL2Status, ServiceBGPStatus and ConfigurationState.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Nothing is wanted here.
+#[derive(
+    CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
+)]
+#[kube(
+    group = "metallb.io",
+    version = "v1beta1",
+    kind = "ServiceL2Status",
+    plural = "servicel2statuses",
+    namespaced,
+    status = "ServiceL2StatusStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "Tells which node answers for a Service's addresses on the local network, and on which \
+           interfaces.",
+    printcolumn(name = "Allocated Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(name = "Service Name", type_ = "string", json_path = ".status.serviceName"),
+    printcolumn(
+        name = "Service Namespace",
+        type_ = "string",
+        json_path = ".status.serviceNamespace"
+    )
+)]
+pub struct ServiceL2StatusSpec {}
+
+/// Who announces a Service. Written by the announcing node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceL2StatusStatus {
+    /// The node that announces and receives the traffic.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [
+        { "rule": "self == oldSelf", "message": "Value is immutable" },
+    ]))]
+    pub node: Option<String>,
+    /// Name of the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [
+        { "rule": "self == oldSelf", "message": "Value is immutable" },
+    ]))]
+    pub service_name: Option<String>,
+    /// Namespace of the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [
+        { "rule": "self == oldSelf", "message": "Value is immutable" },
+    ]))]
+    pub service_namespace: Option<String>,
+    /// The interfaces that are answered on; none means every interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub interfaces: Vec<InterfaceInfo>,
+}
+
+/// A network interface of a node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceInfo {
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// Nothing is wanted here.
+#[derive(
+    CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
+)]
+#[kube(
+    group = "metallb.io",
+    version = "v1beta1",
+    kind = "ServiceBGPStatus",
+    plural = "servicebgpstatuses",
+    namespaced,
+    status = "ServiceBGPStatusStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "Tells to which BGP peers a node means to announce a Service.",
+    printcolumn(name = "Node", type_ = "string", json_path = ".status.node"),
+    printcolumn(name = "Service Name", type_ = "string", json_path = ".status.serviceName"),
+    printcolumn(
+        name = "Service Namespace",
+        type_ = "string",
+        json_path = ".status.serviceNamespace"
+    )
+)]
+pub struct ServiceBGPStatusSpec {}
+
+/// To whom a node announces a Service. Written by that node.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceBGPStatusStatus {
+    /// The node that announces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [
+        { "rule": "self == oldSelf", "message": "Value is immutable" },
+    ]))]
+    pub node: Option<String>,
+    /// Name of the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [
+        { "rule": "self == oldSelf", "message": "Value is immutable" },
+    ]))]
+    pub service_name: Option<String>,
+    /// Namespace of the Service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [
+        { "rule": "self == oldSelf", "message": "Value is immutable" },
+    ]))]
+    pub service_namespace: Option<String>,
+    /// Names of the BGPPeers that the Service is meant for, in order; whether their sessions are
+    /// up is not told here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
+}
+
+/// Nothing is wanted here.
+#[derive(
+    CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
+)]
+#[kube(
+    group = "metallb.io",
+    version = "v1beta1",
+    kind = "ConfigurationState",
+    plural = "configurationstates",
+    namespaced,
+    status = "ConfigurationStateStatus",
+    derive = "PartialEq",
+    derive = "Default",
+    doc = "Tells what one component (the controller, or the speaker of a node) makes of the \
+           configuration.",
+    printcolumn(name = "Result", type_ = "string", json_path = ".status.result"),
+    printcolumn(name = "Error", type_ = "string", json_path = ".status.errorSummary"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+pub struct ConfigurationStateSpec {}
+
+/// What a component makes of the configuration. Written by that component.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigurationStateStatus {
+    /// Whether everything is in order.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<ConfigurationResult>,
+    /// Every error, one a line; empty when there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error_summary: Option<String>,
+    /// The parts that the result is made of.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Whether a configuration is in order.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ConfigurationResult {
+    Valid,
+    Invalid,
+    #[default]
+    Unknown,
+}

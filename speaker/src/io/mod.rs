@@ -1,0 +1,313 @@
+//! The planner's shell: the one task that owns the [`Planner`], and what it talks to.
+//!
+//! ```text
+//!  API server --watches--> events --> Planner --> wanted set --> wire thread --> segment
+//!                                      |  ^--- report (owned, interfaces) --'
+//!                                      |--> one task a BGP session --> routers
+//!                                      '--> statuses, Events (never waited for)
+//! ```
+
+pub mod bgp;
+pub mod clock;
+pub mod heartbeat;
+pub mod link;
+pub mod metrics;
+pub mod packet;
+pub mod status;
+pub mod tcp;
+pub mod wire;
+
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use ::bgp::StopReason;
+use anyhow::{Context as _, Result};
+use config::NodeName;
+use k8s_openapi::api::{
+    core::v1::{Node, ObjectReference, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{Api, runtime::watcher};
+use prometheus_client::registry::Registry;
+use shell::{
+    client::Clients,
+    events::{Events, Message},
+    probes::{Ready, serve_health, serve_metrics},
+    resources::{Selection, follow_resources},
+    watch::{Change, follow},
+};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    plan::Options,
+    planner::{Action, Event, Planner, PlannerConfig},
+    status::{Note, NoteKind},
+    view::ServiceKey,
+    wire::Report,
+};
+
+/// Changes waiting for the planner; a watch that is ahead of it waits.
+const QUEUE: usize = 1024;
+/// Changes taken in before planning, so that a flood cannot keep the planner from acting.
+const BATCH: usize = 512;
+/// Longest wait for the hand-over of owned addresses at the end.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// The process's settings.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub node: NodeName,
+    pub namespace: String,
+    pub heartbeat: Option<SocketAddr>,
+    /// The directory or file with `secretkey`; absent: heartbeats are not sealed.
+    pub secret_key: Option<PathBuf>,
+    pub exclude: link::Exclude,
+    pub options: Options,
+    pub metrics: Option<SocketAddr>,
+    pub health: Option<SocketAddr>,
+}
+
+/// What reaches the loop from the watches.
+enum Input {
+    Event(Event),
+    Listed,
+}
+
+/// Runs until `stop`, then says good-bye: addresses are handed over and sessions closed.
+///
+/// # Errors
+/// When a socket that the speaker cannot do without cannot be opened.
+pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) -> Result<()> {
+    let metrics = Arc::new(metrics::Metrics::default());
+    let ready = Ready::default();
+    serve_probes(&settings, &metrics, &ready, &stop).await?;
+
+    let (wire, mut report) = wire::spawn(wire::WireConfig {
+        me: settings.node.clone(),
+        incarnation: clock::incarnation(),
+        bind: settings.heartbeat,
+        secret_key: settings.secret_key.clone(),
+    })
+    .context("cannot start the wire thread")?;
+    let wire = Arc::new(wire);
+    let interfaces = Arc::clone(&wire);
+    tokio::spawn(link::watch(settings.exclude.clone(), move |all| interfaces.interfaces(all)));
+
+    let (sender, mut inputs) = mpsc::channel(QUEUE);
+    let mut waiting = follow_all(&clients, &settings.namespace, sender);
+    let events =
+        Events::start(clients.write.clone(), "metallb-speaker", Some(settings.node.to_string()));
+    let (statuses, updates) = mpsc::channel(status::QUEUE);
+    let writer = status::Writer {
+        client: clients.write.clone(),
+        namespace: settings.namespace.clone(),
+        me: settings.node.clone(),
+    };
+    tokio::spawn(writer.run(updates));
+
+    let mut planner = Planner::new(PlannerConfig {
+        me: settings.node.clone(),
+        heartbeat: settings.heartbeat.map(|address| address.ip()),
+        options: settings.options.clone(),
+    });
+    let mut shell = Shell {
+        node: settings.node.clone(),
+        wire,
+        sessions: bgp::Sessions::new(report.clone(), Arc::clone(&metrics)),
+        events,
+        statuses,
+        metrics,
+    };
+    loop {
+        let due = planner.poll_timeout();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            changed = report.changed() => {
+                changed.context("the wire thread ended")?;
+                let report = report.borrow_and_update().clone();
+                shell.metrics.live_peers(report.live.len());
+                planner.handle(Event::Wire(report), clock::now());
+            }
+            input = inputs.recv() => {
+                let mut next = input;
+                for _ in 0..BATCH {
+                    match next {
+                        Some(Input::Event(event)) => {
+                            planner.handle(event, clock::now());
+                        }
+                        Some(Input::Listed) => {
+                            waiting -= 1;
+                            if waiting == 0 {
+                                info!("all lists are complete");
+                                planner.handle(Event::Synced, clock::now());
+                                ready.set();
+                            }
+                        }
+                        None => break,
+                    }
+                    next = inputs.try_recv().ok();
+                }
+            }
+            () = async { sleep_until(due.expect("guarded").into()).await }, if due.is_some() => {}
+        }
+        for action in planner.handle_timeout(clock::now()) {
+            shell.perform(action).await;
+        }
+    }
+    shell.leave(&mut report).await;
+    Ok(())
+}
+
+async fn serve_probes(
+    settings: &Settings,
+    metrics: &metrics::Metrics,
+    ready: &Ready,
+    stop: &CancellationToken,
+) -> Result<()> {
+    if let Some(address) = settings.health {
+        serve_health(address, ready.clone(), stop.clone()).await?;
+    }
+    if let Some(address) = settings.metrics {
+        let mut registry = Registry::default();
+        metrics.register(&mut registry);
+        serve_metrics(address, Arc::new(registry), stop.clone()).await?;
+    }
+    Ok(())
+}
+
+/// Starts every watch; returns how many lists must be complete before planning.
+fn follow_all(clients: &Clients, namespace: &str, sender: mpsc::Sender<Input>) -> usize {
+    let client = &clients.watch;
+    let all = watcher::Config::default;
+    let send = sender.clone();
+    tokio::spawn(follow(Api::<Service>::all(client.clone()), all(), async move |change| {
+        let event = match change {
+            Change::Applied(service) => Input::Event(Event::ServiceApplied(service)),
+            Change::Deleted((namespace, name)) => {
+                Input::Event(Event::ServiceDeleted(ServiceKey { namespace, name }))
+            }
+            Change::Listed => Input::Listed,
+        };
+        send.send(event).await.is_ok()
+    }));
+    let send = sender.clone();
+    let of_services = all().labels("kubernetes.io/service-name");
+    tokio::spawn(follow(
+        Api::<EndpointSlice>::all(client.clone()),
+        of_services,
+        async move |change| {
+            let event = match change {
+                Change::Applied(slice) => Input::Event(Event::SliceApplied(slice)),
+                Change::Deleted((namespace, name)) => {
+                    Input::Event(Event::SliceDeleted { namespace, name })
+                }
+                Change::Listed => Input::Listed,
+            };
+            send.send(event).await.is_ok()
+        },
+    ));
+    let send = sender.clone();
+    tokio::spawn(follow(Api::<Node>::all(client.clone()), all(), async move |change| {
+        let event = match change {
+            Change::Applied(node) => Input::Event(Event::NodeApplied(node)),
+            Change::Deleted((_, name)) => Input::Event(Event::NodeDeleted(name.into())),
+            Change::Listed => Input::Listed,
+        };
+        send.send(event).await.is_ok()
+    }));
+    let selection = Selection { namespace: namespace.to_owned(), secrets: true, namespaces: false };
+    let mut first = true;
+    tokio::spawn(follow_resources(client.clone(), selection, async move |resources| {
+        let event = Input::Event(Event::Resources(Box::new(resources)));
+        sender.send(event).await.is_ok()
+            && (!std::mem::take(&mut first) || sender.send(Input::Listed).await.is_ok())
+    }));
+    4
+}
+
+struct Shell {
+    node: NodeName,
+    wire: Arc<wire::WireHandle>,
+    sessions: bgp::Sessions,
+    events: Events,
+    statuses: mpsc::Sender<status::Update>,
+    metrics: Arc<metrics::Metrics>,
+}
+
+impl Shell {
+    async fn perform(&mut self, action: Action) {
+        match action {
+            Action::Wanted(wanted) => self.wire.wanted(wanted),
+            Action::OpenSession(spec) => self.sessions.open(*spec).await,
+            Action::CloseSession(peer) => {
+                self.sessions.close(&peer, StopReason::PeerDeconfigured).await;
+            }
+            Action::Advertise { peer, routes } => self.sessions.advertise(&peer, routes).await,
+            Action::ServiceStatus { service, uid: _, status } => {
+                self.metrics.service(&self.node, &service, &status);
+                self.write(status::Update::Service { service, status }).await;
+            }
+            Action::Note(note) => self.tell(note),
+            Action::ConfigErrors(errors) => {
+                for error in &errors {
+                    let object = error.object();
+                    error!(%object, field = %error.field(), %error, "configuration error");
+                }
+                self.metrics.config(errors.len());
+                let errors = errors.iter().map(ToString::to_string).collect();
+                self.write(status::Update::Config { errors }).await;
+            }
+        }
+    }
+
+    async fn write(&self, update: status::Update) {
+        // Fails only when the writer is gone, at the end of the process.
+        let _ = self.statuses.send(update).await;
+    }
+
+    fn tell(&self, note: Note) {
+        match note.kind {
+            NoteKind::NotAnnounced => {
+                info!(service = %note.service, reason = note.text, "not announced");
+            }
+            NoteKind::NodeAssigned => {
+                info!(service = %note.service, note.text, "announcing");
+                self.events.send(Message {
+                    regarding: ObjectReference {
+                        api_version: Some("v1".to_owned()),
+                        kind: Some("Service".to_owned()),
+                        namespace: Some(note.service.namespace),
+                        name: Some(note.service.name),
+                        uid: Some(note.uid),
+                        ..ObjectReference::default()
+                    },
+                    warning: false,
+                    reason: "nodeAssigned".to_owned(),
+                    note: note.text,
+                });
+            }
+        }
+    }
+
+    /// Make before break: the addresses are handed over while this node still answers.
+    async fn leave(&mut self, report: &mut watch::Receiver<Report>) {
+        info!("stopping");
+        self.wire.leave();
+        let left = async {
+            while !report.borrow_and_update().left {
+                if report.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        if timeout(HANDOVER, left).await.is_err() {
+            warn!("no other node took all addresses over in time");
+        }
+        self.sessions.close_all("the speaker is stopping").await;
+    }
+}

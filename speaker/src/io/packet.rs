@@ -1,0 +1,511 @@
+//! Packet sockets (packet(7)) and the few system calls around them that socket2 does not offer.
+//!
+//! All `unsafe` of the speaker is in this file. Nothing here decides anything: frames go in and out
+//! as they are, and the kernel throws away what no speaker ever answers, before it wakes anybody.
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use layer2::InterfaceIndex;
+use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+
+/// The sockets of one interface: one for ARP, one for neighbor discovery, and those that hold its
+/// multicast groups. Dropping it closes them and leaves the groups.
+///
+/// Two packet sockets, each bound to its EtherType, because one that is bound to all of them makes
+/// the kernel clone every outgoing packet of the interface and take in what belongs to a VLAN or a
+/// macvlan above it.
+#[derive(Debug)]
+pub struct Tap {
+    interface: InterfaceIndex,
+    arp: PacketSocket,
+    ndp: PacketSocket,
+    groups: BTreeSet<Ipv6Addr>,
+    /// More than one only when a socket's memory for groups is used up (net.core.optmem_max).
+    members: Vec<Socket>,
+}
+
+impl Tap {
+    /// # Errors
+    /// When the process lacks CAP_NET_RAW or there is no such interface (any more).
+    pub fn open(interface: InterfaceIndex) -> io::Result<Self> {
+        Ok(Self {
+            interface,
+            arp: PacketSocket::open(interface, libc::ETH_P_ARP, &ARP_FILTER)?,
+            ndp: PacketSocket::open(interface, libc::ETH_P_IPV6, &NDP_FILTER)?,
+            groups: BTreeSet::new(),
+            members: Vec::new(),
+        })
+    }
+
+    pub fn arp(&self) -> &PacketSocket {
+        &self.arp
+    }
+
+    pub fn ndp(&self) -> &PacketSocket {
+        &self.ndp
+    }
+
+    /// The multicast groups joined.
+    pub fn groups(&self) -> &BTreeSet<Ipv6Addr> {
+        &self.groups
+    }
+
+    /// Sends a whole Ethernet frame.
+    ///
+    /// # Errors
+    /// When the interface is down (ENETDOWN) or its queue is full (ENOBUFS, EAGAIN).
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // The socket tells the queueing discipline which protocol a frame has.
+        let arp = frame.get(12..14) == Some(&[0x08, 0x06]);
+        let socket = if arp { &self.arp } else { &self.ndp };
+        socket.0.send(frame).map(drop)
+    }
+
+    /// Joins a multicast group: by MLD, so that switches that snoop pass it on, and in the filter of
+    /// the network card. Joining twice is joining once.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as it does on an interface with IPv6 switched off.
+    pub fn join(&mut self, group: Ipv6Addr) -> io::Result<()> {
+        if self.groups.contains(&group) {
+            return Ok(());
+        }
+        self.join_by_mld(group)?;
+        self.ndp.filter_multicast(self.interface, group, libc::PACKET_ADD_MEMBERSHIP)?;
+        self.groups.insert(group);
+        Ok(())
+    }
+
+    /// Leaves a group; nothing happens if it was not joined.
+    ///
+    /// # Errors
+    /// When the kernel refuses, for instance because the interface has gone.
+    pub fn leave(&mut self, group: Ipv6Addr) -> io::Result<()> {
+        if !self.groups.remove(&group) {
+            return Ok(());
+        }
+        self.ndp.filter_multicast(self.interface, group, libc::PACKET_DROP_MEMBERSHIP)?;
+        let mut result = Ok(());
+        for member in &self.members {
+            result = member.leave_multicast_v6(&group, self.interface.0);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn join_by_mld(&mut self, group: Ipv6Addr) -> io::Result<()> {
+        if let Some(member) = self.members.last() {
+            match member.join_multicast_v6(&group, self.interface.0) {
+                Err(error) if out_of_option_memory(&error) => {}
+                result => return result,
+            }
+        }
+        let member = Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP))?;
+        member.join_multicast_v6(&group, self.interface.0)?;
+        self.members.push(member);
+        Ok(())
+    }
+}
+
+fn out_of_option_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}
+
+/// A packet socket on one interface for one EtherType; never blocks.
+#[derive(Debug)]
+pub struct PacketSocket(Socket);
+
+impl PacketSocket {
+    fn open(interface: InterfaceIndex, ethertype: i32, filter: &[Instruction]) -> io::Result<Self> {
+        // With protocol 0 it hears nothing, so no frame slips in before the filter is attached.
+        let kind = Type::RAW.nonblocking().cloexec();
+        let socket = Socket::new_raw(Domain::PACKET, kind, Some(Protocol::from(0)))?;
+        let filter: Vec<_> =
+            filter.iter().map(|&(code, yes, no, k)| SockFilter::new(code, yes, no, k)).collect();
+        socket.attach_filter(&filter)?;
+        socket.bind(&link_layer_address(interface, ethertype)?)?;
+        Ok(Self(socket))
+    }
+
+    /// The next frame in `buffer`, cut at its end; `None` when none waits. Frames that this node
+    /// sends are not among them.
+    ///
+    /// # Errors
+    /// Once for each loss of the interface (ENETDOWN). After that the socket is silent, and hears
+    /// again when the same interface comes up again.
+    pub fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
+        match (&self.0).read(buffer) {
+            Ok(length) => Ok(Some(&buffer[..length])),
+            Err(error) if would_block(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes the pending error, without which poll(2) would report it for ever.
+    pub fn take_error(&self) -> Option<io::Error> {
+        self.0.take_error().unwrap_or_else(Some)
+    }
+
+    fn filter_multicast(
+        &self,
+        interface: InterfaceIndex,
+        group: Ipv6Addr,
+        operation: i32,
+    ) -> io::Result<()> {
+        // RFC 2464 section 7: 33:33 and the last four octets of the group.
+        let [.., a, b, c, d] = group.octets();
+        let membership = libc::packet_mreq {
+            mr_ifindex: kernel_index(interface)?,
+            mr_type: narrow(libc::PACKET_MR_MULTICAST),
+            mr_alen: 6,
+            mr_address: [0x33, 0x33, a, b, c, d, 0, 0],
+        };
+        set_option(self.as_fd(), libc::SOL_PACKET, operation, &membership)
+    }
+}
+
+impl AsFd for PacketSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// An error that only says "not now" on a socket that does not block.
+pub fn would_block(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
+}
+
+#[expect(unsafe_code, reason = "socket2 has no constructor for the address of a packet socket")]
+fn link_layer_address(interface: InterfaceIndex, ethertype: i32) -> io::Result<SockAddr> {
+    let mut storage = SockAddrStorage::zeroed();
+    // SAFETY: `sockaddr_ll` is plain data for which all zeroes is valid, and it is smaller than the
+    // storage, which has the alignment of every socket address.
+    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
+    address.sll_family = narrow(libc::AF_PACKET);
+    address.sll_protocol = narrow::<u16, _>(ethertype).to_be();
+    address.sll_ifindex = kernel_index(interface)?;
+    let length = narrow(size_of::<libc::sockaddr_ll>());
+    // SAFETY: the storage holds a `sockaddr_ll` with its family set, of exactly this length.
+    Ok(unsafe { SockAddr::new(storage, length) })
+}
+
+/// For constants of the kernel's interface, which libc gives wider types than its structures have.
+fn narrow<T: TryFrom<V, Error: Debug>, V>(value: V) -> T {
+    T::try_from(value).expect("the kernel's own constants fit")
+}
+
+fn kernel_index(interface: InterfaceIndex) -> io::Result<i32> {
+    i32::try_from(interface.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
+}
+
+/// One instruction of classic BPF: code, jump if true, jump if false, operand.
+type Instruction = (u16, u8, u8, u32);
+
+const LOAD_WORD: u16 = 0x20;
+const LOAD_BYTE: u16 = 0x30;
+const IF_EQUAL: u16 = 0x15;
+const IF_GREATER: u16 = 0x25;
+const RETURN: u16 = 0x06;
+
+/// Where the kernel's own word on the packet is read (SKF_AD_OFF + SKF_AD_PKTTYPE, linux/filter.h).
+const PACKET_TYPE: u32 = 0xffff_f000 + 4;
+/// PACKET_HOST, PACKET_BROADCAST and PACKET_MULTICAST come before PACKET_OTHERHOST, which is what a
+/// frame for another station or of a VLAN without a device here has, and PACKET_OUTGOING.
+const LAST_FOR_US: u32 = libc::PACKET_MULTICAST as u32;
+/// As much of a frame as is handed over.
+const ALL: u32 = 0xffff;
+
+const ARP_FILTER: [Instruction; 4] = [
+    (LOAD_WORD, 0, 0, PACKET_TYPE),
+    (IF_GREATER, 1, 0, LAST_FOR_US),
+    (RETURN, 0, 0, ALL),
+    (RETURN, 0, 0, 0),
+];
+
+/// Neighbor solicitations and advertisements that no router forwarded (RFC 4861 section 7.1): next
+/// header 58, hop limit 255, type 135 or 136. Offsets count from the Ethernet header.
+const NDP_FILTER: [Instruction; 11] = [
+    (LOAD_WORD, 0, 0, PACKET_TYPE),
+    (IF_GREATER, 8, 0, LAST_FOR_US),
+    (LOAD_BYTE, 0, 0, 14 + 6),
+    (IF_EQUAL, 0, 6, 58),
+    (LOAD_BYTE, 0, 0, 14 + 7),
+    (IF_EQUAL, 0, 4, 255),
+    (LOAD_BYTE, 0, 0, 14 + 40),
+    (IF_EQUAL, 1, 0, 135),
+    (IF_EQUAL, 0, 1, 136),
+    (RETURN, 0, 0, ALL),
+    (RETURN, 0, 0, 0),
+];
+
+/// Wakes a thread out of [`wait`] (eventfd(2)).
+#[derive(Debug)]
+pub struct Wake(File);
+
+impl Wake {
+    /// # Errors
+    /// When the process has no file descriptor left.
+    #[expect(unsafe_code, reason = "std has no eventfd")]
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: takes two integers and returns a new file descriptor or -1.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+        check(fd)?;
+        // SAFETY: `fd` is open, new, and owned by nobody else.
+        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
+    }
+
+    pub fn wake(&self) {
+        // It fails only when as many wakes are pending as fit in 64 bits, and then one is pending.
+        let _ = (&self.0).write(&1_u64.to_ne_bytes());
+    }
+
+    /// Takes all pending wakes.
+    pub fn clear(&self) {
+        let _ = (&self.0).read(&mut [0; 8]);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What [`wait`] is to watch and what it found.
+#[derive(Debug)]
+#[repr(transparent)]
+pub struct Watched(libc::pollfd);
+
+impl Watched {
+    /// Watches for something to read. Errors are always watched for.
+    pub fn new(fd: BorrowedFd<'_>) -> Self {
+        Self(libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 })
+    }
+
+    pub fn readable(&self) -> bool {
+        self.0.revents & libc::POLLIN != 0
+    }
+
+    pub fn failed(&self) -> bool {
+        self.0.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0
+    }
+}
+
+/// Waits until one of `watched` has something to say, for `timeout` at most (`None`: for ever); to
+/// the nanosecond, as poll(2) would round a heartbeat's deadline up to a millisecond. A signal ends
+/// the wait early.
+///
+/// # Errors
+/// When the kernel has no memory.
+#[expect(unsafe_code, reason = "std has no poll")]
+pub fn wait(watched: &mut [Watched], timeout: Option<Duration>) -> io::Result<()> {
+    let timeout = timeout.map(|timeout| libc::timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: narrow(timeout.subsec_nanos()),
+    });
+    let timeout = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    let count = watched.len() as libc::nfds_t;
+    // SAFETY: `Watched` is a transparent `pollfd`, so pointer and count describe an array of them
+    // that this function has for itself; the timeout is null or outlives the call; a null signal
+    // mask is allowed.
+    let result =
+        unsafe { libc::ppoll(watched.as_mut_ptr().cast(), count, timeout, std::ptr::null()) };
+    match check(result) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            watched.iter_mut().for_each(|watched| watched.0.revents = 0);
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+/// How the kernel schedules a thread that must not be late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// Before every ordinary thread, after all other real-time ones (sched(7), SCHED_RR, 1).
+    RealTime,
+    /// A larger share than ordinary threads (nice -10).
+    Nice,
+}
+
+/// Gives the calling thread the best priority that this process may give.
+///
+/// # Errors
+/// When it may give none: without CAP_SYS_NICE and the limits `RLIMIT_RTPRIO` and `RLIMIT_NICE`.
+#[expect(unsafe_code, reason = "std has no scheduling")]
+pub fn raise_priority() -> io::Result<Priority> {
+    // The bare system call, since musl's wrapper always fails. The kernel reads the priority alone.
+    let priority: libc::c_int = 1;
+    let policy = libc::SCHED_RR | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: thread 0 is the caller; the pointer is to an integer that outlives the call, which is
+    // all that the kernel's `struct sched_param` is.
+    let result = unsafe {
+        libc::syscall(libc::SYS_sched_setscheduler, 0, policy, std::ptr::from_ref(&priority))
+    };
+    if result == 0 {
+        return Ok(Priority::RealTime);
+    }
+    // SAFETY: takes integers only; on Linux 0 is the calling thread.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -10) })?;
+    Ok(Priority::Nice)
+}
+
+/// Signs a TCP socket's segments to and from `peer` with a key (RFC 2385); before it connects.
+///
+/// # Errors
+/// `InvalidInput` when the key has not 1 to 80 octets; what the kernel says when it cannot do that.
+pub fn set_tcp_md5(socket: &Socket, peer: SocketAddr, key: &[u8]) -> io::Result<()> {
+    let length = key.len();
+    let mut octets = [0; libc::TCP_MD5SIG_MAXKEYLEN];
+    let (Some(room), true) = (octets.get_mut(..length), length > 0) else {
+        let message = format!("the password has {length} bytes; TCP MD5 allows 1 to 80");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    };
+    room.copy_from_slice(key);
+    let signature = TcpMd5Signature {
+        address: SockAddr::from(peer).as_storage(),
+        flags: 0,
+        prefix_length: 0,
+        key_length: narrow(length),
+        interface: 0,
+        key: octets,
+    };
+    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_MD5SIG, &signature)
+}
+
+/// `struct tcp_md5sig` of linux/tcp.h.
+#[repr(C)]
+struct TcpMd5Signature {
+    address: SockAddrStorage,
+    flags: u8,
+    prefix_length: u8,
+    key_length: u16,
+    interface: i32,
+    key: [u8; libc::TCP_MD5SIG_MAXKEYLEN],
+}
+
+const _: () = assert!(size_of::<TcpMd5Signature>() == 216);
+
+#[expect(unsafe_code, reason = "socket2 lacks these options")]
+fn set_option<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
+    let fd: RawFd = fd.as_raw_fd();
+    // SAFETY: pointer and length describe `value`, which outlives the call; the kernel only reads.
+    check(unsafe {
+        let value = std::ptr::from_ref(value).cast();
+        libc::setsockopt(fd, level, name, value, narrow(size_of::<T>()))
+    })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a filter hands over of a frame that the kernel calls `kind`; 0 is nothing. Of classic
+    /// BPF it knows what the filters above use; a load beyond the end drops, as in the kernel.
+    fn run(filter: &[Instruction], kind: u32, frame: &[u8]) -> u32 {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let (code, yes, no, k) = filter[at];
+            at += 1;
+            match code {
+                LOAD_WORD if k == PACKET_TYPE => accumulator = kind,
+                LOAD_BYTE => match frame.get(k as usize) {
+                    Some(&byte) => accumulator = byte.into(),
+                    None => return 0,
+                },
+                IF_EQUAL => at += usize::from(if accumulator == k { yes } else { no }),
+                IF_GREATER => at += usize::from(if accumulator > k { yes } else { no }),
+                RETURN => return k,
+                _ => panic!("no such instruction"),
+            }
+        }
+    }
+
+    fn icmpv6(next_header: u8, hop_limit: u8, kind: u8) -> Vec<u8> {
+        let mut frame = vec![0; 14 + 40 + 24];
+        frame[20] = next_header;
+        frame[21] = hop_limit;
+        frame[54] = kind;
+        frame
+    }
+
+    #[test]
+    fn the_neighbor_discovery_filter_passes_solicitations_and_advertisements_alone() {
+        for (frame, passes) in [
+            (icmpv6(58, 255, 135), true),
+            (icmpv6(58, 255, 136), true),
+            (icmpv6(58, 255, 134), false),
+            (icmpv6(58, 255, 137), false),
+            (icmpv6(58, 64, 135), false),
+            (icmpv6(17, 255, 135), false),
+            (icmpv6(58, 255, 135)[..40].to_vec(), false),
+            (Vec::new(), false),
+        ] {
+            let passed = run(&NDP_FILTER, libc::PACKET_HOST.into(), &frame) > 0;
+            assert_eq!(passed, passes, "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn frames_of_others_and_our_own_stay_in_the_kernel() {
+        let solicitation = icmpv6(58, 255, 135);
+        for (kind, passes) in [
+            (libc::PACKET_HOST, true),
+            (libc::PACKET_BROADCAST, true),
+            (libc::PACKET_MULTICAST, true),
+            (libc::PACKET_OTHERHOST, false),
+            (libc::PACKET_OUTGOING, false),
+        ] {
+            assert_eq!(run(&ARP_FILTER, kind.into(), &[0; 42]) > 0, passes, "ARP, kind {kind}");
+            assert_eq!(run(&NDP_FILTER, kind.into(), &solicitation) > 0, passes, "kind {kind}");
+        }
+    }
+
+    #[test]
+    fn the_kernel_takes_the_filters() {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+        for filter in [&ARP_FILTER[..], &NDP_FILTER] {
+            let filter: Vec<_> = filter
+                .iter()
+                .map(|&(code, yes, no, k)| SockFilter::new(code, yes, no, k))
+                .collect();
+            socket.attach_filter(&filter).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_wake_ends_a_wait_once() {
+        let wake = Wake::new().unwrap();
+        let mut watched = [Watched::new(wake.as_fd())];
+        wake.wake();
+        wake.wake();
+        wait(&mut watched, None).unwrap();
+        assert!(watched[0].readable() && !watched[0].failed());
+        wake.clear();
+        wait(&mut watched, Some(Duration::ZERO)).unwrap();
+        assert!(!watched[0].readable());
+    }
+
+    #[test]
+    fn a_password_that_tcp_md5_cannot_carry_is_refused_with_its_length() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let peer = "192.0.2.1:179".parse().unwrap();
+        for length in [0, 81] {
+            let error = set_tcp_md5(&socket, peer, &vec![b'x'; length]).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+            assert!(error.to_string().contains(&format!("{length} bytes")));
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! The wire: who answers for an address, and the answering itself, as one value.
+//!
+//! It joins `layer2::Ownership` (which node owns what) with `layer2::Announcer` (frames) and lives on
+//! a thread of its own, so that decoding and planning never delay a heartbeat or an answer. It goes on
+//! with the last [`Wanted`] whatever happens to the planner. One exists per speaker.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv6Addr},
+    time::Instant,
+};
+
+use layer2::{
+    Announcer, Candidates, Interface, InterfaceIndex, InterfaceMatch, NodeName, Ownership,
+    OwnershipConfig, announcer, ownership,
+};
+
+/// What the planner wants on the segment; always the whole.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Wanted {
+    pub addresses: BTreeMap<IpAddr, WantedAddress>,
+    /// The other speakers' node addresses. Heartbeats go to the one of the family that the socket
+    /// has; a datagram from any other source is dropped.
+    pub peers: BTreeMap<NodeName, BTreeSet<IpAddr>>,
+}
+
+/// Who may answer for an address, and where.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WantedAddress {
+    pub candidates: Candidates,
+    /// The interfaces of this node; meaningful only when this node is a candidate.
+    pub interfaces: InterfaceMatch,
+}
+
+/// What happens to the wire.
+#[derive(Debug)]
+pub enum Event<'a> {
+    Wanted(Wanted),
+    /// Every interface that may answer.
+    Interfaces(Vec<Interface>),
+    Frame {
+        interface: InterfaceIndex,
+        frame: &'a [u8],
+    },
+    /// A heartbeat datagram, opened and attributed to its node by the shell.
+    Datagram {
+        from: &'a str,
+        payload: &'a [u8],
+    },
+    /// The process is about to end: hand over what is owned.
+    Leave,
+}
+
+/// What the shell has to do.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    SendFrame { interface: InterfaceIndex, frame: Vec<u8> },
+    JoinGroup { interface: InterfaceIndex, group: Ipv6Addr },
+    LeaveGroup { interface: InterfaceIndex, group: Ipv6Addr },
+    SendDatagram { to: NodeName, address: IpAddr, payload: Vec<u8> },
+    Report(Report),
+}
+
+/// The wire's state as the planner sees it; always the whole.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Report {
+    /// Addresses that this node answers for.
+    pub owned: BTreeSet<IpAddr>,
+    /// The other speakers heard now.
+    pub live: BTreeSet<NodeName>,
+    pub interfaces: Vec<Interface>,
+    /// After [`Event::Leave`]: nothing is owned any more.
+    pub left: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Wire {
+    me: NodeName,
+    wanted: Wanted,
+    ownership: Ownership,
+    announcer: Announcer,
+    report: Report,
+    leaving: bool,
+}
+
+impl Wire {
+    /// `incarnation` must be higher at each start of the same node's speaker.
+    pub fn new(me: NodeName, incarnation: u64, now: Instant) -> Self {
+        let ownership = Ownership::new(OwnershipConfig::new(me.clone(), incarnation), now);
+        Self {
+            me,
+            wanted: Wanted::default(),
+            ownership,
+            announcer: Announcer::new(),
+            report: Report::default(),
+            leaving: false,
+        }
+    }
+
+    pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        match event {
+            Event::Wanted(wanted) => self.set_wanted(wanted, now, &mut actions),
+            Event::Interfaces(interfaces) => {
+                if self.report.interfaces != interfaces {
+                    self.report.interfaces.clone_from(&interfaces);
+                    self.announce(announcer::Event::Interfaces(interfaces), now, &mut actions);
+                    actions.push(Action::Report(self.report.clone()));
+                }
+            }
+            Event::Frame { interface, frame } => {
+                self.announce(announcer::Event::Frame { interface, frame }, now, &mut actions);
+            }
+            Event::Datagram { from, payload } => {
+                self.own(ownership::Event::Datagram { from, payload }, now, &mut actions);
+            }
+            Event::Leave => {
+                self.leaving = true;
+                self.own(ownership::Event::Leave, now, &mut actions);
+                self.note_left(&mut actions);
+            }
+        }
+        actions
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
+        let mut actions = Vec::new();
+        let owned = self.ownership.handle_timeout(now);
+        self.perform_ownership(owned, now, &mut actions);
+        let announced = self.announcer.handle_timeout(now);
+        actions.extend(announced.into_iter().map(Action::from));
+        actions
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match (self.ownership.poll_timeout(), self.announcer.poll_timeout()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The announcer's counters: by address, and ignored frames by reason.
+    pub fn counters(&self) -> &announcer::Counters {
+        self.announcer.counters()
+    }
+
+    /// The node that owns an address as far as this one knows.
+    pub fn owner(&self, address: IpAddr) -> Option<&NodeName> {
+        self.ownership.owner(address)
+    }
+
+    fn set_wanted(&mut self, wanted: Wanted, now: Instant, actions: &mut Vec<Action>) {
+        if self.wanted == wanted {
+            return;
+        }
+        let mine = wanted
+            .addresses
+            .iter()
+            .filter(|(_, address)| address.candidates.nodes.contains(&self.me))
+            .map(|(ip, address)| (*ip, address.interfaces.clone()))
+            .collect();
+        let candidates =
+            wanted.addresses.iter().map(|(ip, a)| (*ip, a.candidates.clone())).collect();
+        let peers = wanted.peers.keys().cloned().collect();
+        self.wanted = wanted;
+        self.announce(announcer::Event::Candidates(mine), now, actions);
+        self.own(ownership::Event::Peers(peers), now, actions);
+        self.own(ownership::Event::Wanted(candidates), now, actions);
+    }
+
+    fn announce(&mut self, event: announcer::Event<'_>, now: Instant, actions: &mut Vec<Action>) {
+        let announced = self.announcer.handle(event, now);
+        actions.extend(announced.into_iter().map(Action::from));
+    }
+
+    fn own(&mut self, event: ownership::Event<'_>, now: Instant, actions: &mut Vec<Action>) {
+        let owned = self.ownership.handle(event, now);
+        self.perform_ownership(owned, now, actions);
+    }
+
+    fn perform_ownership(
+        &mut self,
+        owned: Vec<ownership::Action>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        for action in owned {
+            match action {
+                ownership::Action::Send { to, payload } => self.send(&to, &payload, actions),
+                ownership::Action::Own(addresses) => {
+                    self.report.owned.clone_from(&addresses);
+                    // The report first: frames rest on what it says.
+                    actions.push(Action::Report(self.report.clone()));
+                    self.announce(announcer::Event::Own(addresses), now, actions);
+                    self.note_left(actions);
+                }
+                ownership::Action::Repeat(addresses) => {
+                    self.announce(announcer::Event::Repeat(addresses), now, actions);
+                }
+                ownership::Action::PeerUp(node) => {
+                    self.report.live.insert(node);
+                    actions.push(Action::Report(self.report.clone()));
+                }
+                ownership::Action::PeerDown(node) => {
+                    self.report.live.remove(&node);
+                    actions.push(Action::Report(self.report.clone()));
+                }
+            }
+        }
+    }
+
+    fn note_left(&mut self, actions: &mut Vec<Action>) {
+        if self.leaving && self.report.owned.is_empty() && !self.report.left {
+            self.report.left = true;
+            actions.push(Action::Report(self.report.clone()));
+        }
+    }
+
+    fn send(&self, to: &ownership::Recipient, payload: &[u8], actions: &mut Vec<Action>) {
+        for (node, addresses) in &self.wanted.peers {
+            let meant = match to {
+                ownership::Recipient::All => true,
+                ownership::Recipient::Node(name) => name == node,
+            };
+            // IPv4 sorts first, so a dual-stack node is spoken to over IPv4 and a single-stack one
+            // over what it has.
+            if let (true, Some(address)) = (meant, addresses.first()) {
+                actions.push(Action::SendDatagram {
+                    to: node.clone(),
+                    address: *address,
+                    payload: payload.to_vec(),
+                });
+            }
+        }
+    }
+}
+
+impl From<announcer::Action> for Action {
+    fn from(action: announcer::Action) -> Self {
+        match action {
+            announcer::Action::SendFrame { interface, frame } => {
+                Self::SendFrame { interface, frame }
+            }
+            announcer::Action::JoinGroup { interface, group } => {
+                Self::JoinGroup { interface, group }
+            }
+            announcer::Action::LeaveGroup { interface, group } => {
+                Self::LeaveGroup { interface, group }
+            }
+        }
+    }
+}

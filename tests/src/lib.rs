@@ -1,0 +1,6 @@
+//! Everything that spans crates: the simulator, and the harnesses of the lab and end-to-end tests.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+pub mod kube;
+pub mod sim;

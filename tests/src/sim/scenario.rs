@@ -1,0 +1,242 @@
+//! Objects for scenarios, and scenarios made from a seed.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use config::Resources;
+use k8s_openapi::api::{
+    core::v1::Node,
+    discovery::v1::EndpointSlice,
+};
+use rand::RngExt as _;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::{
+    api::Key,
+    checker::{SHARE, at_rest},
+    cluster::{Broken, Cluster, Fault, Options},
+};
+
+/// Long enough for every back-off, list and hand-over to end.
+pub const REST: Duration = Duration::from_secs(12);
+
+/// A pool of one /28 of each family in the segment's subnets, announced by ARP and NDP from every
+/// node, and one of each announced by BGP.
+pub fn resources(peer: bool) -> Resources {
+    let mut resources = Resources {
+        pools: vec![
+            object(json!({"metadata": meta("lan"), "spec": {
+                "addresses": ["10.0.0.240-10.0.0.249", "fd00:a::f0/124"],
+            }})),
+            object(json!({"metadata": meta("routed"), "spec": {
+                "addresses": ["203.0.113.0/28", "2001:db8:113::/124"], "autoAssign": false,
+            }})),
+        ],
+        l2_advertisements: vec![object(
+            json!({"metadata": meta("lan"), "spec": {"ipAddressPools": ["lan"]}}),
+        )],
+        bgp_advertisements: vec![object(
+            json!({"metadata": meta("routed"), "spec": {"ipAddressPools": ["routed"]}}),
+        )],
+        ..Resources::default()
+    };
+    if peer {
+        resources.bgp_peers = vec![object(json!({"metadata": meta("tor"), "spec": {
+            "myASN": 64_513, "peerASN": 64_512, "peerAddress": "10.0.0.1",
+        }}))];
+    }
+    resources
+}
+
+/// A cluster with its nodes known, everything running, and `services` created.
+pub fn cluster(seed: u64, options: Options, services: u32) -> Cluster {
+    let nodes = options.nodes;
+    let mut cluster = Cluster::new(seed, options);
+    cluster.api.put_resources(resources(true));
+    for index in 0..nodes {
+        cluster.api.put_node(node(index));
+    }
+    for number in 0..services {
+        create(&mut cluster, number, Shape::default());
+    }
+    for index in 0..nodes {
+        cluster.fault(Fault::Boot(index));
+    }
+    cluster.fault(Fault::ControllerBoot);
+    cluster
+}
+
+/// What a Service of a scenario is like.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shape {
+    pub local: bool,
+    pub shared: bool,
+    pub routed: bool,
+    pub dual: bool,
+}
+
+/// Creates Service `number` with an endpoint on one node.
+pub fn create(cluster: &mut Cluster, number: u32, shape: Shape) -> Key {
+    let name = format!("s{number}");
+    let mut annotations = BTreeMap::new();
+    if shape.shared {
+        annotations.insert(SHARE, "together");
+    }
+    if shape.routed {
+        annotations.insert("metallb.io/address-pool", "routed");
+    }
+    let (families, ips): (Value, Value) = if shape.dual {
+        (json!(["IPv4", "IPv6"]), json!([format!("10.96.0.{number}"), format!("fd96::{number:x}")]))
+    } else {
+        (json!(["IPv4"]), json!([format!("10.96.0.{number}")]))
+    };
+    cluster.api.put_service(object(json!({
+        "metadata": {"name": name, "namespace": "default", "annotations": annotations},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families,
+            "ipFamilyPolicy": if shape.dual { "RequireDualStack" } else { "SingleStack" },
+            "externalTrafficPolicy": if shape.local { "Local" } else { "Cluster" },
+            "selector": {"app": "web"},
+            "ports": [{"name": "http", "port": 1000 + number, "protocol": "TCP"}],
+        },
+    })));
+    let key = ("default".to_owned(), name);
+    let nodes = cluster.nodes.len();
+    let node = cluster.rng().random_range(0..nodes);
+    endpoints(cluster, &key, &[node]);
+    key
+}
+
+/// Sets on which nodes a Service has an endpoint.
+pub fn endpoints(cluster: &mut Cluster, key: &Key, nodes: &[usize]) {
+    let endpoints: Vec<Value> = nodes
+        .iter()
+        .map(|node| {
+            json!({"addresses": ["10.244.0.1"], "nodeName": format!("n{}", node + 1),
+                   "conditions": {"ready": true}})
+        })
+        .collect();
+    let slice: EndpointSlice = object(json!({
+        "metadata": {"name": key.1, "namespace": key.0,
+                     "labels": {"kubernetes.io/service-name": key.1}},
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+    }));
+    cluster.api.put_slice(slice);
+}
+
+fn node(index: usize) -> Node {
+    object(json!({
+        "metadata": {"name": format!("n{}", index + 1), "labels": {}},
+        "status": {"addresses": [
+            {"type": "InternalIP", "address": format!("10.0.0.{}", 11 + index)},
+        ]},
+    }))
+}
+
+fn meta(name: &str) -> Value {
+    json!({"name": name, "namespace": "metallb-system"})
+}
+
+fn object<T: DeserializeOwned>(value: Value) -> T {
+    serde_json::from_value(value).expect("the scenario's object has its kind's form")
+}
+
+/// Plays the scenario of a seed to its end; the story is in the cluster.
+///
+/// # Errors
+/// The rule that was broken.
+pub fn play(seed: u64, broken: Option<Broken>) -> (Cluster, Result<(), String>) {
+    let nodes = 2 + usize::try_from(seed % 4).expect("small");
+    let loss = [0, 0, 5, 20][usize::try_from(seed / 4 % 4).expect("small")];
+    let options = Options { nodes, loss, broken, ..Options::default() };
+    let mut cluster = cluster(seed, options, 4);
+    let outcome = acts(&mut cluster);
+    (cluster, outcome)
+}
+
+fn acts(cluster: &mut Cluster) -> Result<(), String> {
+    let mut number = 4;
+    cluster.run(Duration::from_secs(3))?;
+    let acts = cluster.rng().random_range(4..=9);
+    for _ in 0..acts {
+        act(cluster, &mut number);
+        let pause = cluster.rng().random_range(1..=900);
+        cluster.run(Duration::from_millis(pause))?;
+    }
+    cluster.fault(Fault::Heal);
+    cluster.fault(Fault::ApiUp);
+    cluster.run(Duration::from_millis(1100))?;
+    for node in 0..cluster.nodes.len() {
+        cluster.fault(Fault::Boot(node));
+    }
+    if !cluster.has_controller() {
+        cluster.fault(Fault::ControllerBoot);
+    }
+    cluster.calm();
+    cluster.run(REST)?;
+    at_rest(cluster)
+}
+
+fn act(cluster: &mut Cluster, number: &mut u32) {
+    let nodes = cluster.nodes.len();
+    let node = cluster.rng().random_range(0..nodes);
+    match cluster.rng().random_range(0..17) {
+        0 | 1 => cluster.fault(Fault::Crash(node)),
+        2 | 3 => cluster.fault(Fault::Boot(node)),
+        4 => cluster.fault(Fault::Leave(node)),
+        5 => {
+            let time = Duration::from_millis(cluster.rng().random_range(50..2000));
+            cluster.fault(Fault::FreezePlanner(node, time));
+        }
+        6 => cluster.fault(Fault::Split(node)),
+        7 => cluster.fault(Fault::Heal),
+        8 => cluster.fault(Fault::ControllerCrash),
+        9 => cluster.fault(Fault::ControllerBoot),
+        10 => cluster.fault(Fault::ApiDown),
+        11 => cluster.fault(Fault::ApiUp),
+        12 => cluster.fault(Fault::RouterReset),
+        13 | 14 => {
+            // The pool has ten addresses of a family; more Services than that would rightly wait.
+            if *number < 9 {
+                let shape = Shape {
+                    local: cluster.rng().random(),
+                    shared: cluster.rng().random_ratio(1, 3),
+                    routed: cluster.rng().random_ratio(1, 3),
+                    dual: cluster.rng().random(),
+                };
+                cluster.tell(format_args!("create s{number} {shape:?}"));
+                create(cluster, *number, shape);
+                *number += 1;
+            }
+        }
+        15 => {
+            if let Some(key) = some_service(cluster) {
+                cluster.tell(format_args!("delete {key:?}"));
+                cluster.api.delete_service(&key);
+            }
+        }
+        _ => {
+            if let Some(key) = some_service(cluster) {
+                let many = cluster.rng().random_range(0..=nodes);
+                let on: BTreeSet<usize> =
+                    (0..many).map(|_| cluster.rng().random_range(0..nodes)).collect();
+                cluster.tell(format_args!("{key:?} runs on {on:?}"));
+                endpoints(cluster, &key, &on.into_iter().collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
+fn some_service(cluster: &mut Cluster) -> Option<Key> {
+    let count = cluster.api.services.len();
+    if count == 0 {
+        return None;
+    }
+    let index = cluster.rng().random_range(0..count);
+    cluster.api.services.keys().nth(index).cloned()
+}

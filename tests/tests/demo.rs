@@ -1,0 +1,57 @@
+//! `berth demo` as a stranger runs it, to its end: the real programs, the real kernel, a real router if one is
+//! installed. Needs root, or a kernel that lets anybody have a user namespace.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::Value;
+
+#[test]
+fn the_demo_sees_every_step_work_and_leaves_nothing() {
+    let before = namespaces();
+    let output =
+        Command::new(built_programs().join("berth")).args(["demo", "--json"]).output().unwrap();
+    let story = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}\n{story}", output.status);
+
+    let results: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let steps = results["steps"].as_array().unwrap();
+    assert!(steps.len() >= 9, "{steps:#?}");
+    let seen = |text: &str| steps.iter().any(|step| step["seen"].as_str().unwrap().contains(text));
+    for text in [
+        "10.0.0.200",
+        "fd00:a::200",
+        "ServiceL2Status says n",
+        "ingress-nginx 10.0.0.",
+        "took over",
+    ] {
+        assert!(seen(text), "no step tells of {text}:\n{story}");
+    }
+    for measurement in results["measurements"].as_array().unwrap() {
+        let milliseconds = measurement["max"].as_f64().unwrap();
+        // A wide bound: the machine may be busy. The figures themselves are for `make bench`.
+        assert!((0.0..5000.0).contains(&milliseconds), "{measurement}");
+    }
+    assert_eq!(namespaces(), before, "namespaces are left over");
+}
+
+fn namespaces() -> Vec<String> {
+    let listing = Command::new("ip").args(["netns", "list"]).output().unwrap().stdout;
+    let names = String::from_utf8(listing).unwrap();
+    names.lines().filter(|name| name.starts_with("berth-")).map(str::to_owned).collect()
+}
+
+/// The folder with `berth`, `berth-controller` and `berth-speaker`, as the sources are now.
+fn built_programs() -> PathBuf {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package=cli", "--package=controller", "--package=speaker"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
+        .status()
+        .unwrap();
+    assert!(built.success(), "cargo build: {built}");
+    // The test itself lies in target/PROFILE/deps.
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned()
+}

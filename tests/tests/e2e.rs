@@ -1,0 +1,495 @@
+//! Berth on a real Kubernetes: a real API server and kube-proxy, the two programs as
+//! `deploy/install.yaml` describes them, and a client on the nodes' network that knows nothing but
+//! the address. Needs root; run with `--test-threads=1`.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use netlab::{End, Lab, Namespace, Process, wait_for};
+use serde_json::{Value, json};
+use tests::kube::{ControlPlane, Node, Pod, PodName, Readiness, build, fetch};
+
+/// For anything that Kubernetes or Berth does by itself. Most take well under a second.
+const LIMIT: Duration = Duration::from_secs(30);
+const CLIENT: [&str; 2] = ["10.99.0.100", "fd99::100"];
+
+const POOL: &str = r#"
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: lan, namespace: metallb-system}
+spec: {addresses: [10.99.0.200-10.99.0.219, "fd99::200-fd99::219"]}
+---
+apiVersion: metallb.io/v1beta1
+kind: L2Advertisement
+metadata: {name: lan, namespace: metallb-system}
+spec: {ipAddressPools: [lan]}
+"#;
+
+/// A rule between two fields, which the schema states as a CEL expression.
+const BAD_ADVERTISEMENT: &str = r"
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: bad, namespace: metallb-system}
+spec: {aggregationLength: 24, serviceSelectors: [{matchLabels: {app: web}}]}
+";
+
+const SHOP: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: web}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+";
+
+const INGRESS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: ingress}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata: {name: skipper, namespace: ingress}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata: {name: skipper}
+rules:
+- apiGroups: ["", networking.k8s.io, discovery.k8s.io]
+  resources: [services, endpoints, secrets, ingresses, endpointslices]
+  verbs: [get, list]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata: {name: skipper}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: skipper}
+subjects: [{kind: ServiceAccount, name: skipper, namespace: ingress}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: skipper, namespace: ingress}
+spec:
+  type: LoadBalancer
+  ipFamilyPolicy: RequireDualStack
+  selector: {app: skipper}
+  ports: [{name: http, port: 80, targetPort: 9090}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: red, namespace: ingress}
+spec: {selector: {app: red}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: blue, namespace: ingress}
+spec: {selector: {app: blue}, ports: [{port: 80, targetPort: 8080}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: red, namespace: ingress}
+spec:
+  rules:
+  - http: {paths: [{path: /red, pathType: Prefix, backend: {service: {name: red, port: {number: 80}}}}]}
+---
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: blue, namespace: ingress}
+spec:
+  rules:
+  - http: {paths: [{path: /blue, pathType: Prefix, backend: {service: {name: blue, port: {number: 80}}}}]}
+"#;
+
+#[test]
+fn berth_on_a_real_control_plane() {
+    on_stage(|lab, stage| {
+        let cluster = &stage.cluster;
+        let _berth = Berth::install(lab, cluster, &stage.nodes)?;
+        cluster.apply(POOL)?;
+        let refusal = cluster.apply(BAD_ADVERTISEMENT).unwrap_or_else(|error| format!("{error:#}"));
+        ensure!(
+            refusal.contains("aggregationLength are mutually exclusive"),
+            "the schema should refuse: {refusal}"
+        );
+        cluster.apply(SHOP)?;
+        let mut backends = Vec::new();
+        for node in &mut stage.nodes {
+            let name = format!("web-{}", node.name());
+            let name = PodName { namespace: "shop", name: &name, app: "web" };
+            backends.push(Pod::run_backend(lab, cluster, node, name)?);
+        }
+        let addresses = external_addresses(cluster, "shop", "web")?;
+
+        // Policy Cluster: every backend, and the node's address in place of the client's.
+        for address in &addresses {
+            wait_for(&format!("both backends answer at {address}"), LIMIT, || {
+                let answers = sample(&stage.client, address)?;
+                let pods: BTreeSet<_> = answers.iter().map(|answer| answer.pod.as_str()).collect();
+                ensure!(pods == BTreeSet::from(["web-n1", "web-n2"]), "{answers:?}");
+                ensure!(answers.iter().all(|answer| !answer.keeps_the_client()), "{answers:?}");
+                Ok(())
+            })?;
+        }
+
+        // Policy Local: only the pod of the node that announces, and the client's own address.
+        let policy = json!({ "spec": { "externalTrafficPolicy": "Local" } }).to_string();
+        cluster.kubectl(&["patch", "service", "web", "--namespace=shop", "-p", &policy])?;
+        for address in &addresses {
+            let owner = local_owner(stage, address, &["n1", "n2"])?;
+            // The owner's only pod goes away: the other node must take over.
+            let index = stage.nodes.iter().position(|node| node.name() == owner);
+            let (pod, _) = &backends[index.context("the owner is one of the nodes")?];
+            pod.set_ready(cluster, Readiness::NotReady)?;
+            let other = if owner == "n1" { "n2" } else { "n1" };
+            local_owner(stage, address, &[other])?;
+            pod.set_ready(cluster, Readiness::Ready)?;
+        }
+
+        // Before the next step: an API server that has just started refuses everything for a moment.
+        refused_nothing(lab)?;
+
+        // Without the API server: what is announced stays announced, also to who asks anew.
+        stage.cluster.kill_apiserver();
+        for address in &addresses {
+            stage.client.ip(&format!("neighbour flush to {address}"))?;
+            sample(&stage.client, address).context("while the API server is away")?;
+        }
+        stage.cluster.restart_apiserver()?;
+        let cluster = &stage.cluster;
+
+        // The Service goes: nobody answers for its addresses any more.
+        let probe = ["arping", "-c", "1", "-w", "1", "-I", "eth0", addresses[0].as_str()];
+        stage.client.run(&probe)?;
+        cluster.kubectl(&["delete", "service", "web", "--namespace=shop"])?;
+        wait_for("nobody answers for the address", LIMIT, || match stage.client.run(&probe) {
+            Ok(answer) => bail!("{answer}"),
+            Err(_) => Ok(()),
+        })
+    });
+}
+
+#[test]
+fn ingress_controller_behind_a_berth_address() {
+    on_stage(|lab, stage| {
+        let cluster = &stage.cluster;
+        let _berth = Berth::install(lab, cluster, &stage.nodes)?;
+        cluster.apply(POOL)?;
+        cluster.apply(INGRESS)?;
+        let name = |name, app| PodName { namespace: "ingress", name, app };
+        let [first, second] = &mut stage.nodes;
+        let _red = Pod::run_backend(lab, cluster, first, name("red-pod", "red"))?;
+        let _blue = Pod::run_backend(lab, cluster, second, name("blue-pod", "blue"))?;
+        let pod = Pod::run(lab, cluster, second, name("skipper", "skipper"))?;
+        let mut skipper = start_skipper(lab, cluster, &pod)?;
+        for address in external_addresses(cluster, "ingress", "skipper")? {
+            for color in ["red", "blue"] {
+                let url = format!("http://{}/{color}", in_url(&address));
+                wait_for(&format!("the {color} backend answers at {url}"), LIMIT, || {
+                    skipper.check_running()?;
+                    let answer = fetch(&stage.client, &url)?;
+                    ensure!(answer.starts_with(&format!("{color}-pod ")), answer);
+                    Ok(())
+                })?;
+            }
+        }
+        refused_nothing(lab)
+    });
+}
+
+/// A control plane with two nodes, and a client on their network.
+struct Stage {
+    cluster: ControlPlane,
+    nodes: [Node; 2],
+    client: Namespace,
+}
+
+impl Stage {
+    fn build(lab: &Lab) -> Result<Self> {
+        let cluster = ControlPlane::start(lab)?;
+        let nodes = [Node::join(lab, &cluster, 1)?, Node::join(lab, &cluster, 2)?];
+        let client = lab.namespace("client")?;
+        let [v4, v6] = CLIENT;
+        cluster.segment().plug(End {
+            namespace: &client,
+            device: "eth0",
+            mac: None,
+            addresses: &[&format!("{v4}/24"), &format!("{v6}/64")],
+        })?;
+        Ok(Self { cluster, nodes, client })
+    }
+}
+
+/// Runs a test; when it fails, says so with the ends of all logs.
+fn on_stage(test: impl FnOnce(&Lab, &mut Stage) -> Result<()>) {
+    let lab = Lab::new().unwrap();
+    let outcome = Stage::build(&lab).and_then(|mut stage| test(&lab, &mut stage));
+    if let Err(error) = outcome {
+        for log in logs(&lab) {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let lines: Vec<_> = text.lines().collect();
+            let tail = lines[lines.len().saturating_sub(25)..].join("\n");
+            eprintln!("---- {}\n{tail}\n", log.display());
+        }
+        panic!("{error:#}");
+    }
+    lab.close().unwrap();
+}
+
+fn logs(lab: &Lab) -> Vec<PathBuf> {
+    let files = fs::read_dir(lab.directory()).unwrap().map(|entry| entry.unwrap().path());
+    let mut logs: Vec<_> =
+        files.filter(|file| file.extension().is_some_and(|e| e == "log")).collect();
+    logs.sort();
+    logs
+}
+
+/// The two programs, run as their manifests say. What a kubelet would do, this does: it looks up
+/// the environment, mounts the Secret, and takes away user and capabilities.
+struct Berth {
+    _processes: Vec<Process>,
+}
+
+impl Berth {
+    fn install(lab: &Lab, cluster: &ControlPlane, nodes: &[Node]) -> Result<Self> {
+        let programs = built_programs()?;
+        let manifest = repository().join("deploy/install.yaml");
+        let manifest = fs::read_to_string(&manifest)
+            .with_context(|| format!("reading {}", manifest.display()))?;
+        cluster.apply(&manifest)?;
+        let crds = cluster.kubectl(&["get", "crd", "--output=name"])?;
+        let crds: Vec<_> = crds.lines().filter(|name| name.ends_with(".metallb.io")).collect();
+        ensure!(crds.len() == 9, "install.yaml brings all kinds: {crds:?}");
+        let mut wait = vec!["wait", "--for=condition=Established", "--timeout=30s"];
+        wait.extend(&crds);
+        cluster.kubectl(&wait)?;
+
+        let controller = Container::of(cluster, "deployment", "controller", &programs)?;
+        let place = Place { node: "n1", address: "10.99.0.1" };
+        let mut processes =
+            vec![controller.start(lab, cluster, cluster.segment().namespace(), &place)?];
+        // The Secret that the speakers share is the controller's work.
+        let secret = wait_for("the memberlist Secret", LIMIT, || {
+            processes[0].check_running()?;
+            let path = "--output=go-template={{.data.secretkey | base64decode}}";
+            cluster.kubectl(&["get", "secret", "memberlist", "--namespace=metallb-system", path])
+        })?;
+        let mount = lab.directory().join("memberlist");
+        fs::create_dir_all(&mount)?;
+        fs::write(mount.join("secretkey"), secret)?;
+        let speaker = Container::of(cluster, "daemonset", "speaker", &programs)?;
+        for node in nodes {
+            let place = Place { node: node.name(), address: &node.address() };
+            processes.push(speaker.start(lab, cluster, node.namespace(), &place)?);
+        }
+        Ok(Self { _processes: processes })
+    }
+}
+
+/// Where a pod of ours runs, as the downward API tells it.
+struct Place<'a> {
+    node: &'a str,
+    address: &'a str,
+}
+
+/// The one container of a workload in `metallb-system`.
+struct Container {
+    account: String,
+    program: PathBuf,
+    pod: Value,
+    container: Value,
+}
+
+impl Container {
+    fn of(cluster: &ControlPlane, kind: &str, name: &str, programs: &Path) -> Result<Self> {
+        let workload = cluster.get(kind, "metallb-system", name)?;
+        let pod = workload["spec"]["template"]["spec"].clone();
+        let container = pod["containers"][0].clone();
+        let account = pod["serviceAccountName"].as_str().context("serviceAccountName")?.to_owned();
+        let program = programs.join(format!("berth-{name}"));
+        Ok(Self { account, program, pod, container })
+    }
+
+    fn start(
+        &self,
+        lab: &Lab,
+        cluster: &ControlPlane,
+        namespace: &Namespace,
+        place: &Place<'_>,
+    ) -> Result<Process> {
+        // Where others may read it: the build folder may be closed to the user it runs as.
+        let program = lab.directory().join(self.program.file_name().context("a program")?);
+        if !program.exists() {
+            fs::copy(&self.program, &program)?;
+        }
+        let mut command = namespace.command("setpriv");
+        command.args(self.privileges()).arg("--").arg(&program);
+        for argument in self.container["args"].as_array().into_iter().flatten() {
+            command.arg(argument.as_str().context("args are strings")?);
+        }
+        for variable in self.container["env"].as_array().into_iter().flatten() {
+            let name = variable["name"].as_str().context("a variable has a name")?;
+            command.env(name, self.value(lab, variable, place)?);
+        }
+        command.env("KUBECONFIG", cluster.kubeconfig_of("metallb-system", &self.account)?);
+        let name = self.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        namespace.spawn(&name, command)
+    }
+
+    /// The user and the capabilities of the security contexts, in setpriv's words.
+    fn privileges(&self) -> Vec<String> {
+        let context = &self.container["securityContext"];
+        let user = [context, &self.pod["securityContext"]]
+            .into_iter()
+            .find_map(|context| context["runAsUser"].as_u64())
+            .unwrap_or(0);
+        let mut capabilities = "-all".to_owned();
+        for capability in context["capabilities"]["add"].as_array().into_iter().flatten() {
+            capabilities +=
+                &format!(",+{}", capability.as_str().unwrap_or_default().to_lowercase());
+        }
+        vec![
+            format!("--reuid={user}"),
+            format!("--regid={user}"),
+            "--clear-groups".to_owned(),
+            "--no-new-privs".to_owned(),
+            format!("--bounding-set={capabilities}"),
+            format!("--inh-caps={capabilities}"),
+        ]
+    }
+
+    fn value(&self, lab: &Lab, variable: &Value, place: &Place<'_>) -> Result<String> {
+        if let Some(value) = variable["value"].as_str() {
+            for mount in self.container["volumeMounts"].as_array().into_iter().flatten() {
+                if mount["mountPath"] == value {
+                    let volume = mount["name"].as_str().context("a mount names its volume")?;
+                    return Ok(lab.directory().join(volume).to_string_lossy().into_owned());
+                }
+            }
+            return Ok(value.to_owned());
+        }
+        let path = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
+        match path.with_context(|| format!("a source of {variable}"))? {
+            "metadata.namespace" => Ok("metallb-system".to_owned()),
+            "metadata.name" => Ok(format!("{}-{}", self.account, place.node)),
+            "spec.nodeName" => Ok(place.node.to_owned()),
+            "status.podIP" | "status.hostIP" => Ok(place.address.to_owned()),
+            other => bail!("this kubelet does not know the field {other}"),
+        }
+    }
+}
+
+/// The folder with `berth-controller` and `berth-speaker`, as the sources are now.
+fn built_programs() -> Result<PathBuf> {
+    let built = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--package=controller", "--package=speaker"])
+        .current_dir(repository())
+        .status()?;
+    ensure!(built.success(), "cargo build failed ({built})");
+    // target/debug/deps/e2e-… lies one below.
+    let own = std::env::current_exe()?;
+    own.ancestors().nth(2).map(Path::to_owned).ok_or_else(|| anyhow!("{}", own.display()))
+}
+
+fn repository() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+fn start_skipper(lab: &Lab, cluster: &ControlPlane, pod: &Pod) -> Result<Process> {
+    let token = lab.directory().join("skipper.token");
+    fs::write(&token, cluster.token("ingress", "skipper")?)?;
+    let mut command = pod.namespace().command(build("skipper")?);
+    command
+        .args(["-kubernetes", "-enable-kubernetes-endpointslices", "-address=:9090"])
+        .arg(format!("-kubernetes-url={}", cluster.url()))
+        .arg(format!("-kubernetes-token-file={}", token.display()))
+        .args(["-kubernetes-https-redirect=false", "-source-poll-timeout=200"])
+        // Outside a cluster it trusts what Go programs trust.
+        .env("SSL_CERT_FILE", cluster.certificate());
+    let mut process = pod.namespace().spawn("skipper", command)?;
+    let health = format!("http://{}:9090/kube-system/healthz", pod.address());
+    wait_for("Skipper has its routes", LIMIT, || {
+        process.check_running()?;
+        fetch(pod.namespace(), &health)
+    })?;
+    pod.set_ready(cluster, Readiness::Ready)?;
+    Ok(process)
+}
+
+/// What `kubectl get service` shows under EXTERNAL-IP once there is one: an IPv4 and an IPv6
+/// address of the pool.
+fn external_addresses(cluster: &ControlPlane, namespace: &str, name: &str) -> Result<[String; 2]> {
+    wait_for(&format!("{namespace}/{name} has its external addresses"), LIMIT, || {
+        let table = cluster.kubectl(&["get", "service", name, "--namespace", namespace])?;
+        let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+        let (Some(head), Some(row)) = (rows.next(), rows.next()) else { bail!("{table}") };
+        let column = head.iter().position(|title| *title == "EXTERNAL-IP");
+        let cell = column.and_then(|column| row.get(column)).with_context(|| table.clone())?;
+        let (v4, v6) = cell.split_once(',').with_context(|| table.clone())?;
+        ensure!(v4.starts_with("10.99.0.2") && v6.starts_with("fd99::2"), table);
+        Ok([v4.to_owned(), v6.to_owned()])
+    })
+}
+
+/// What a backend answered.
+#[derive(Debug)]
+struct Answer {
+    pod: String,
+    client: String,
+}
+
+impl Answer {
+    fn keeps_the_client(&self) -> bool {
+        CLIENT.contains(&self.client.as_str())
+    }
+}
+
+/// Enough requests to meet both of two backends: 30 misses in a row do not happen.
+fn sample(client: &Namespace, address: &str) -> Result<Vec<Answer>> {
+    let request = |_| {
+        let body = fetch(client, &format!("http://{}/", in_url(address)))?;
+        let (pod, client) = body.split_once(' ').with_context(|| body.clone())?;
+        Ok(Answer { pod: pod.to_owned(), client: client.to_owned() })
+    };
+    (0..30).map(request).collect()
+}
+
+/// With `externalTrafficPolicy: Local`: waits until all answers come from the pod of one of the
+/// `allowed` nodes, keep the client's address, and that node is the one that the client sends to.
+fn local_owner(stage: &Stage, address: &str, allowed: &[&str]) -> Result<String> {
+    wait_for(&format!("one of {allowed:?} alone serves {address}"), LIMIT, || {
+        let answers = sample(&stage.client, address)?;
+        let pods: BTreeSet<_> = answers.iter().map(|answer| answer.pod.clone()).collect();
+        ensure!(answers.iter().all(Answer::keeps_the_client), "{answers:?}");
+        let neighbour = stage.client.run(&["ip", "neighbour", "show", "to", address])?;
+        let owners = stage.nodes.iter().filter(|node| neighbour.contains(&node.mac()));
+        let owners: Vec<_> = owners.map(Node::name).collect();
+        let [owner] = owners[..] else { bail!("{neighbour}") };
+        ensure!(allowed.contains(&owner), "{owner} has {address}");
+        ensure!(pods == BTreeSet::from([format!("web-{owner}")]), "{owner} has it: {answers:?}");
+        Ok(owner.to_owned())
+    })
+}
+
+/// Neither program asked for anything that its role does not grant.
+fn refused_nothing(lab: &Lab) -> Result<()> {
+    for log in logs(lab).iter().filter(|log| log.to_string_lossy().contains("berth-")) {
+        let text = fs::read_to_string(log)?;
+        let refusal = text.lines().find(|line| line.to_lowercase().contains("forbidden"));
+        ensure!(refusal.is_none(), "{}: {}", log.display(), refusal.unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn in_url(address: &str) -> String {
+    if address.contains(':') { format!("[{address}]") } else { address.to_owned() }
+}

@@ -1,0 +1,233 @@
+//! The simulator's tests: named scenarios, and scenarios made from seeds.
+//!
+//! `make sim SEED=17` plays one seed and prints its story.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stdout)]
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use tests::sim::{
+    Cluster, Fault, Options,
+    checker::at_rest,
+    cluster::{Broken, addresses},
+    scenario::{REST, Shape, cluster, create, endpoints, play},
+};
+
+/// Seeds of a run of `make test`.
+const SEEDS: u64 = 1000;
+
+fn settled(seed: u64, options: Options, services: u32) -> Cluster {
+    let mut cluster = cluster(seed, options, services);
+    holds(&mut cluster, Duration::from_secs(5));
+    cluster
+}
+
+fn holds(cluster: &mut Cluster, time: Duration) {
+    if let Err(error) = cluster.run(time) {
+        panic!("{error}\n{}", cluster.story.join("\n"));
+    }
+}
+
+fn rests(cluster: &mut Cluster) {
+    holds(cluster, REST);
+    if let Err(error) = at_rest(cluster) {
+        panic!("{error}\n{}", cluster.story.join("\n"));
+    }
+}
+
+#[test]
+fn services_get_addresses_and_one_node_answers_for_each() {
+    for seed in 0..20 {
+        let mut cluster = settled(seed, Options::default(), 6);
+        rests(&mut cluster);
+        for (key, service) in &cluster.api.services {
+            assert_eq!(addresses(service).len(), 1, "{key:?}");
+        }
+    }
+}
+
+#[test]
+fn equal_seeds_give_equal_stories() {
+    let story = |seed| play(seed, None).0.story;
+    assert_eq!(story(7), story(7));
+    assert_ne!(story(7), story(11));
+}
+
+#[test]
+fn a_dead_owner_is_replaced_within_260_ms() {
+    for seed in 0..100 {
+        let mut cluster = settled(seed, Options::default(), 6);
+        let victim = (0..3)
+            .find(|node| !cluster.nodes[*node].speaker.as_ref().unwrap().report.owned.is_empty())
+            .unwrap();
+        let lost = cluster.nodes[victim].speaker.as_ref().unwrap().report.owned.clone();
+        cluster.fault(Fault::Crash(victim));
+        holds(&mut cluster, Duration::from_millis(260));
+        for address in lost {
+            let owners = (0..3).filter(|node| {
+                let speaker = cluster.nodes[*node].speaker.as_ref();
+                speaker.is_some_and(|s| s.report.owned.contains(&address))
+            });
+            assert_eq!(owners.count(), 1, "{address}, seed {seed}\n{}", cluster.story.join("\n"));
+        }
+        rests(&mut cluster);
+    }
+}
+
+#[test]
+fn a_leaving_owner_answers_until_another_does() {
+    for seed in 0..50 {
+        let mut cluster = settled(seed, Options::default(), 6);
+        cluster.fault(Fault::Leave(1));
+        for _ in 0..200 {
+            holds(&mut cluster, Duration::from_millis(5));
+            for service in cluster.api.services.values() {
+                for address in addresses(service) {
+                    let owned = cluster.nodes.iter().any(|node| {
+                        node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(&address))
+                    });
+                    assert!(owned, "a gap at {address}\n{}", cluster.story.join("\n"));
+                }
+            }
+        }
+        rests(&mut cluster);
+    }
+}
+
+#[test]
+fn a_partition_heals_without_two_answering() {
+    for seed in 0..30 {
+        let mut cluster = settled(seed, Options { nodes: 4, ..Options::default() }, 6);
+        cluster.fault(Fault::Split(2));
+        holds(&mut cluster, Duration::from_secs(3));
+        cluster.fault(Fault::Heal);
+        rests(&mut cluster);
+    }
+}
+
+#[test]
+fn the_wire_needs_no_planner_and_no_api_server() {
+    for seed in 0..30 {
+        let mut cluster = settled(seed, Options::default(), 6);
+        cluster.fault(Fault::ApiDown);
+        for node in 0..3 {
+            cluster.fault(Fault::FreezePlanner(node, Duration::from_secs(60)));
+        }
+        cluster.fault(Fault::Crash(0));
+        holds(&mut cluster, Duration::from_millis(260));
+        for service in cluster.api.services.values() {
+            for address in addresses(service) {
+                let owners = cluster.nodes.iter().filter(|node| {
+                    node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(&address))
+                });
+                assert_eq!(owners.count(), 1, "{address}\n{}", cluster.story.join("\n"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_restarted_controller_changes_nothing() {
+    for seed in 0..30 {
+        let mut cluster = settled(seed, Options::default(), 9);
+        let before: Vec<_> = cluster.api.services.values().map(addresses).collect();
+        let writes = cluster.api.writes;
+        cluster.fault(Fault::ControllerCrash);
+        holds(&mut cluster, Duration::from_secs(1));
+        cluster.fault(Fault::ControllerBoot);
+        rests(&mut cluster);
+        let after: Vec<_> = cluster.api.services.values().map(addresses).collect();
+        assert_eq!(before, after);
+        assert_eq!(writes, cluster.api.writes, "a restart writes nothing");
+    }
+}
+
+#[test]
+fn a_local_service_follows_its_endpoint() {
+    for seed in 0..30 {
+        let mut cluster = settled(seed, Options::default(), 0);
+        let shape = Shape { local: true, ..Shape::default() };
+        let routed = Shape { local: true, routed: true, dual: true, ..Shape::default() };
+        let keys = [create(&mut cluster, 1, shape), create(&mut cluster, 2, routed)];
+        for node in [0, 2, 1] {
+            for key in &keys {
+                endpoints(&mut cluster, key, &[node]);
+            }
+            rests(&mut cluster);
+        }
+        for key in &keys {
+            endpoints(&mut cluster, key, &[]);
+        }
+        rests(&mut cluster);
+        assert!(cluster.router.routes().is_empty());
+    }
+}
+
+#[test]
+fn a_router_that_resets_gets_everything_again() {
+    for seed in 0..30 {
+        let mut cluster = settled(seed, Options::default(), 0);
+        for number in 1..6 {
+            create(&mut cluster, number, Shape { routed: true, dual: true, ..Shape::default() });
+        }
+        holds(&mut cluster, Duration::from_secs(2));
+        cluster.fault(Fault::RouterReset);
+        rests(&mut cluster);
+        assert_eq!(cluster.router.routes().len(), 10);
+    }
+}
+
+/// Plays seeds on every core; the first that breaks a rule is printed with its story.
+#[test]
+fn random_seeds_break_no_rule() {
+    let wanted = std::env::var("BERTH_SIM_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
+    let seeds = wanted.map_or(0..SEEDS, |seed| seed..seed + 1);
+    let next = AtomicU64::new(seeds.start);
+    let answers = AtomicU64::new(0);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let failed = thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores)
+            .map(|_| {
+                scope.spawn(|| {
+                    loop {
+                        let seed = next.fetch_add(1, Ordering::Relaxed);
+                        if seed >= seeds.end {
+                            return None;
+                        }
+                        let (cluster, outcome) = play(seed, None);
+                        answers.fetch_add(cluster.checker.answers, Ordering::Relaxed);
+                        if wanted.is_some() {
+                            println!("{}", cluster.story.join("\n"));
+                        }
+                        if let Err(error) = outcome {
+                            next.store(seeds.end, Ordering::Relaxed);
+                            return Some((seed, error, cluster.story.join("\n")));
+                        }
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
+    });
+    if let Some((seed, error, story)) = failed {
+        panic!("{story}\nseed {seed}: {error}\nplay it again: make sim SEED={seed}");
+    }
+    println!(
+        "{} seeds, {} frames judged, 0 violations",
+        seeds.end - seeds.start,
+        answers.into_inner()
+    );
+}
+
+/// The checker is worth something only if it sees what it is there to see.
+#[test]
+fn a_rule_broken_on_purpose_is_seen() {
+    for broken in [Broken::HeartbeatsUnheard, Broken::StatusUnread, Broken::RoutesKept] {
+        let caught = (0..60).filter(|seed| play(*seed, Some(broken)).1.is_err()).count();
+        println!("{broken:?}: seen in {caught} of 60 seeds");
+        assert!(caught > 0, "{broken:?} was never seen");
+    }
+}

@@ -35,6 +35,9 @@ pub struct Options {
     /// Requests to send at most
     #[arg(long, default_value_t = 12_000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     count: u32,
+    /// Stop when standard input is closed
+    #[arg(long)]
+    until_closed: bool,
 }
 
 /// What was seen so far. One is printed as a line of JSON every 50 ms, and a last one at the end.
@@ -54,7 +57,7 @@ pub struct Report {
     pub client: Option<String>,
 }
 
-/// Sends `count` requests, or as many as fit until standard input is closed, and prints reports.
+/// Sends `count` requests, fewer if it is told to stop, and prints reports.
 ///
 /// # Errors
 /// When standard output is closed.
@@ -70,7 +73,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 
     while sending || log.in_flight() > 0 {
         tokio::select! {
-            () = &mut stop, if sending => sending = false,
+            () = &mut stop, if sending && options.until_closed => sending = false,
             _ = pace.tick(), if sending && log.in_flight() < IN_FLIGHT_LIMIT => {
                 let index = log.send(Instant::now());
                 sending = log.requests.len() < options.count as usize;

@@ -27,12 +27,12 @@ impl fmt::Display for ObjectRef {
 pub struct ConfigError {
     object: ObjectRef,
     field: String,
-    rule: Rule,
+    rule: Box<Rule>,
 }
 
 impl ConfigError {
     pub(crate) fn new(object: ObjectRef, fault: Fault) -> Self {
-        Self { object, field: fault.field, rule: fault.rule }
+        Self { object, field: fault.field, rule: Box::new(fault.rule) }
     }
 
     /// The object that has to be changed.

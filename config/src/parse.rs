@@ -88,7 +88,7 @@ pub(crate) fn parse(
     parser.peers();
     parser.l2_advertisements();
     parser.bgp_advertisements();
-    parser.errors.sort_by(|a, b| a.object().cmp(&b.object()));
+    parser.errors.sort_by_cached_key(ConfigError::object);
     (parser.config, parser.errors)
 }
 

@@ -620,7 +620,7 @@ impl PoolStatuses {
 
     fn changed(&mut self, now: Instant) {
         let earliest = self.last_flush.map_or(now, |last| last + POOL_STATUS_INTERVAL);
-        self.flush_at.get_or_insert(earliest.max(now + POOL_STATUS_DELAY));
+        self.flush_at.get_or_insert_with(|| earliest.max(now + POOL_STATUS_DELAY));
     }
 
     fn done(&mut self, pool: &PoolName, result: &WriteResult, now: Instant) {

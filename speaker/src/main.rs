@@ -17,7 +17,7 @@ use speaker::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,9 +98,6 @@ async fn main() -> Result<()> {
     telemetry::init(args.log_level);
     let namespace = shell::client::namespace(args.namespace)?;
     let exclude = Exclude::read(&args.exclude_interfaces)?;
-    if args.ml_bindaddr.is_none() {
-        warn!("no --ml-bindaddr: this speaker acts alone and answers whatever it may announce");
-    }
     let agent = concat!("berth-speaker/", env!("CARGO_PKG_VERSION"));
     let clients = connect(agent).await?;
     info!(node = args.node_name, namespace, version = env!("CARGO_PKG_VERSION"), "starting");

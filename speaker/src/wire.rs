@@ -107,6 +107,7 @@ impl Wire {
                     self.report.interfaces.clone_from(&interfaces);
                     self.announce(announcer::Event::Interfaces(interfaces), now, &mut actions);
                     actions.push(Action::Report(self.report.clone()));
+                    self.own(ownership::Event::Wanted(self.candidates()), now, &mut actions);
                 }
             }
             Event::Frame { interface, frame } => {
@@ -160,13 +161,32 @@ impl Wire {
             .filter(|(_, address)| address.candidates.nodes.contains(&self.me))
             .map(|(ip, address)| (*ip, address.interfaces.clone()))
             .collect();
-        let candidates =
-            wanted.addresses.iter().map(|(ip, a)| (*ip, a.candidates.clone())).collect();
         let peers = wanted.peers.keys().cloned().collect();
         self.wanted = wanted;
         self.announce(announcer::Event::Candidates(mine), now, actions);
         self.own(ownership::Event::Peers(peers), now, actions);
-        self.own(ownership::Event::Wanted(candidates), now, actions);
+        self.own(ownership::Event::Wanted(self.candidates()), now, actions);
+    }
+
+    /// Who may own what. This node is left out where it has no interface to answer on: cut off, it
+    /// must not claim an address that somebody else now answers for.
+    fn candidates(&self) -> BTreeMap<IpAddr, Candidates> {
+        let mut all = BTreeMap::new();
+        for (address, wanted) in &self.wanted.addresses {
+            let mut candidates = wanted.candidates.clone();
+            if !self.can_answer(&wanted.interfaces) {
+                candidates.nodes.remove(&self.me);
+            }
+            all.insert(*address, candidates);
+        }
+        all
+    }
+
+    fn can_answer(&self, on: &InterfaceMatch) -> bool {
+        self.report.interfaces.iter().filter(|interface| interface.up).any(|interface| match on {
+            InterfaceMatch::All => true,
+            InterfaceMatch::Only(names) => names.contains(&interface.name),
+        })
     }
 
     fn announce(&mut self, event: announcer::Event<'_>, now: Instant, actions: &mut Vec<Action>) {

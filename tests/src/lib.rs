@@ -2,5 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+pub mod api_suite;
 pub mod kube;
 pub mod sim;

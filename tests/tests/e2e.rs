@@ -206,6 +206,18 @@ fn ingress_controller_behind_a_berth_address() {
     });
 }
 
+/// The same checks hold on the API server that is built into Berth, in a test of the workspace.
+#[test]
+fn api_behaviour_of_the_real_server() {
+    let lab = Lab::new().unwrap();
+    let cluster = ControlPlane::start(&lab).unwrap();
+    let mut suite = cluster.segment().namespace().command(env!("CARGO_BIN_EXE_api-suite"));
+    let output = suite.env("KUBECONFIG", cluster.kubeconfig()).output().unwrap();
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
+    lab.close().unwrap();
+}
+
 /// A control plane with two nodes, and a client on their network.
 struct Stage {
     cluster: ControlPlane,

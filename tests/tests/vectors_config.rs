@@ -23,7 +23,7 @@ use k8s_openapi::{
 use serde_json::{Value, json};
 
 #[test]
-fn config_parse() {
+fn vectors_config_parse() {
     check("config_parse", |input, expect| {
         let (config, errors) = Config::parse(&resources(&input["resources"]), None);
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -39,7 +39,7 @@ fn config_parse() {
 
 /// Each case is a pool with some advertisements and one more, which is dropped or not.
 #[test]
-fn config_l2_dedup() {
+fn vectors_config_l2_dedup() {
     check("config_l2_dedup", |input, expect| {
         let before: Vec<&Value> = elements(&input["advs"]).collect();
         let all: Vec<&Value> = before.iter().copied().chain([&input["toCheck"]]).collect();
@@ -60,7 +60,7 @@ fn config_l2_dedup() {
 }
 
 #[test]
-fn config_preferred_scores() {
+fn vectors_config_preferred_scores() {
     check("config_preferred_scores", |input, expect| {
         let mut resources = Resources { pools: vec![pool("p")], ..Resources::default() };
         let eligible: BTreeSet<&str> = texts(&input["eligible"]).collect();

@@ -29,7 +29,8 @@ impl Prober {
     /// When the process does not start.
     pub fn start(client: &Namespace, target: SocketAddr, count: u32) -> anyhow::Result<Self> {
         let mut probe = command(client, std::env::current_exe()?);
-        probe.args(["probe", "--target", &target.to_string(), "--count", &count.to_string()]);
+        probe.args(["probe", "--until-closed", "--target", &target.to_string()]);
+        probe.args(["--count", &count.to_string()]);
         let mut child = Command::from(probe)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -67,12 +68,20 @@ impl Prober {
         &self.last
     }
 
-    /// Lets the requests under way come to their ends; the whole account.
+    /// Sends no more, and lets the requests under way come to their ends; the whole account.
     ///
     /// # Errors
     /// When the prober's reports cannot be read.
     pub async fn stop(mut self) -> anyhow::Result<Report> {
         drop(self.child.stdin.take());
+        self.finish().await
+    }
+
+    /// Waits until all requests are sent and have come to their ends; the whole account.
+    ///
+    /// # Errors
+    /// When the prober's reports cannot be read.
+    pub async fn finish(mut self) -> anyhow::Result<Report> {
         while self.next().await? {}
         self.child.wait().await?;
         Ok(self.last)
@@ -97,7 +106,7 @@ pub async fn fetch(
 ) -> anyhow::Result<Report> {
     let deadline = Instant::now() + limit;
     loop {
-        let report = Prober::start(client, target, 1)?.stop().await?;
+        let report = Prober::start(client, target, 1)?.finish().await?;
         if report.answered > 0 {
             return Ok(report);
         }

@@ -5,8 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
+
+/// Columns that most terminals have.
+const TABLE_WIDTH: u16 = 118;
 
 /// Progress goes to standard error as it happens; the results are for standard output.
 #[derive(Debug)]
@@ -88,6 +91,16 @@ impl Show {
         self.results.steps.push(Step { name, seen, milliseconds: took.as_secs_f64() * 1e3 });
     }
 
+    /// A step that was not tried, and why.
+    pub fn left_out(&mut self, name: &str, why: &str) {
+        eprintln!("{} {name}: {why}", self.paint("33", "-"));
+        self.results.steps.push(Step {
+            name: name.to_owned(),
+            seen: why.to_owned(),
+            milliseconds: 0.0,
+        });
+    }
+
     /// The step that was begun last did not work.
     pub fn failed(&mut self, error: &anyhow::Error) {
         let step = self.begun.take().map(|(name, _)| name).unwrap_or_default();
@@ -117,6 +130,7 @@ impl Show {
     fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(UTF8_FULL_CONDENSED).set_header(["step", "seen", "took"]);
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(TABLE_WIDTH);
         for step in &self.results.steps {
             let took = rounded(Duration::from_secs_f64(step.milliseconds / 1e3));
             table.add_row([step.name.as_str(), step.seen.as_str(), took.as_str()]);

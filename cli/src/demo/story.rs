@@ -114,7 +114,10 @@ impl<'a> Story<'a> {
         self.requests(&web, &addresses).await?;
         let routed = match (daemon, routed) {
             (Some(daemon), Some(routed)) => Some(self.routed(daemon, &routed).await?),
-            _ => None,
+            (None, _) | (_, None) => {
+                self.show.left_out("routes by BGP", "not shown: there is no router");
+                None
+            }
         };
         self.ingress_controllers().await?;
         self.measure_creation().await?;
@@ -163,16 +166,18 @@ impl<'a> Story<'a> {
         &mut self,
         daemon: Option<&Daemon>,
     ) -> anyhow::Result<(Exposed, Option<Exposed>)> {
-        self.show.begin("apply deploy/samples: pools, L2Advertisement, BGPPeer, BGPAdvertisement");
+        self.show.begin("apply deploy/samples");
         for manifest in [POOL, L2_ADVERTISEMENT] {
             self.cluster.apply_manifest(manifest).await?;
         }
+        let mut accepted = "pools, L2Advertisement".to_owned();
         if let Some(daemon) = daemon {
             let started = daemon.start(&self.stage.router, self.stage.directory())?;
             self.stage.others.extend(started);
             self.cluster.apply_manifest(BGP).await?;
+            accepted.push_str(", BGPPeer and BGPAdvertisement");
         }
-        self.show.done("accepted");
+        self.show.done(format!("accepted: {accepted}"));
 
         self.show.begin("expose two Services, over IPv4 and IPv6");
         let since = Instant::now();
@@ -223,7 +228,7 @@ impl<'a> Story<'a> {
     }
 
     async fn requests(&mut self, web: &Exposed, addresses: &[IpAddr]) -> anyhow::Result<()> {
-        self.show.begin("request a page through each address, from the client on the LAN");
+        self.show.begin("request a page through each address");
         let mut seen = Vec::new();
         for &address in addresses {
             let target = SocketAddr::new(address, HTTP);
@@ -242,7 +247,7 @@ impl<'a> Story<'a> {
 
     /// What the router learnt, and the way through it.
     async fn routed(&mut self, daemon: &Daemon, service: &Exposed) -> anyhow::Result<Vec<IpAddr>> {
-        self.show.begin(&format!("wait for the routes in the router ({})", daemon.name()));
+        self.show.begin(&format!("wait for routes in {}", daemon.name()));
         let addresses = self.cluster.assigned(service, 2, SOON).await?;
         let all = BTreeSet::from(NODES);
         for &address in &addresses {
@@ -250,7 +255,7 @@ impl<'a> Story<'a> {
         }
         self.show.done(format!("{} each by way of n1, n2 and n3", list(&addresses)));
 
-        self.show.begin("request pages through the router, from a client behind it");
+        self.show.begin("request pages from behind the router");
         let mut seen = Vec::new();
         for &address in &addresses {
             let target = SocketAddr::new(address, HTTP);
@@ -262,9 +267,7 @@ impl<'a> Story<'a> {
     }
 
     async fn ingress_controllers(&mut self) -> anyhow::Result<()> {
-        self.show.begin(
-            "apply the Services that ingress controllers ship, and request a page through each",
-        );
+        self.show.begin("expose five ingress controllers");
         let mut services = Vec::new();
         for (controller, manifest) in INGRESS_CONTROLLERS {
             let exposed = self.cluster.apply_manifest(manifest).await?;
@@ -284,7 +287,7 @@ impl<'a> Story<'a> {
 
     /// From sending the request that creates a Service to its address, and to the first gratuitous ARP for it.
     async fn measure_creation(&mut self) -> anyhow::Result<()> {
-        self.show.begin("create Services and listen for the first gratuitous ARP");
+        self.show.begin("time a new Service");
         let (mut assigned, mut announced, mut services) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..self.options.runs {
             let document = json!({
@@ -328,53 +331,52 @@ impl<'a> Story<'a> {
         address: IpAddr,
         routed: Option<&[IpAddr]>,
     ) -> anyhow::Result<()> {
-        let (mut outages, mut takeovers) = (Vec::new(), Vec::new());
-        for run in 0..self.options.runs {
-            let dead = self.owner(address).await?;
-            self.show.begin(&format!(
-                "kill {}, which owns {address}: its link, then its processes",
-                node_name(dead)
-            ));
-            let death = self.death(dead, address).await?;
-            let still = self.cluster.assigned(web, 2, SOON).await?;
-            anyhow::ensure!(
-                still.contains(&address),
-                "the Service has changed its address to {}",
-                list(&still)
-            );
-            self.show.done(format!(
-                "{} took over after {:.0} ms; the client was without an answer for {:.0} ms ({} of {} requests lost)",
-                node_name(death.heir), death.takeover_ms, death.outage_ms, death.lost, death.sent
-            ));
-            outages.push(death.outage_ms);
-            takeovers.push(death.takeover_ms);
-            if let (0, Some(addresses)) = (run, routed) {
-                self.routes_without(dead, addresses).await?;
-            }
-            self.show.begin(&format!("bring {} back", node_name(dead)));
-            self.stage.revive_node(dead)?;
-            self.stage.start_speaker(dead, &self.kubeconfig, &self.key)?;
-            self.stage.speaker_ready(dead, SOON).await?;
-            self.cluster.set_ready(dead, true).await?;
-            fetch(&self.stage.client, SocketAddr::new(address, HTTP), SOON).await?;
-            self.show.done(format!(
-                "ready; {address} answers from {}",
-                node_name(self.owner(address).await?)
-            ));
+        let owner = self.owner(address).await?;
+        self.show.begin(&format!("kill {}, which owns {address}", node_name(owner)));
+        let first = self.death(owner, web, address).await?;
+        self.show.done(&first.told());
+        if let Some(addresses) = routed {
+            self.routes_without(owner, addresses).await?;
         }
-        self.show.measured(Measurement::of("owner dead until another node announces", &takeovers));
-        self.show.measured(Measurement::of("owner dead: longest time without an answer", &outages));
+        self.show.begin(&format!("bring {} back", node_name(owner)));
+        self.revive(owner, address).await?;
+        let now = self.owner(address).await?;
+        self.show.done(format!("ready; {address} answers from {}", node_name(now)));
+
+        let mut outages = vec![first.outage_ms];
+        let again = self.options.runs - 1;
+        if again > 0 {
+            self.show.begin(&format!("kill the owner again, {again} more"));
+            for _ in 0..again {
+                let owner = self.owner(address).await?;
+                let death = self.death(owner, web, address).await?;
+                self.show.note(&format!("  {} dead: {}", node_name(owner), death.told()));
+                outages.push(death.outage_ms);
+                self.revive(owner, address).await?;
+            }
+            self.show.done("another node took over each time, and the dead one came back");
+        }
+        self.show.measured(Measurement::of("owner killed: time without an answer", &outages));
         Ok(())
     }
 
-    async fn death(&mut self, dead: u8, address: IpAddr) -> anyhow::Result<Death> {
+    async fn revive(&mut self, dead: u8, address: IpAddr) -> anyhow::Result<()> {
+        self.stage.revive_node(dead)?;
+        self.stage.start_speaker(dead, &self.kubeconfig, &self.key)?;
+        self.stage.speaker_ready(dead, SOON).await?;
+        self.cluster.set_ready(dead, true).await?;
+        fetch(&self.stage.client, SocketAddr::new(address, HTTP), SOON).await?;
+        Ok(())
+    }
+
+    async fn death(&mut self, dead: u8, web: &Exposed, address: IpAddr) -> anyhow::Result<Death> {
         let target = SocketAddr::new(address, HTTP);
         if BACKENDS.contains(&dead) {
             // Its pod first, as draining does: the figure is to be the address's outage, not that of a backend.
             self.cluster.set_ready(dead, false).await?;
             let client = &self.stage.client;
             wait_until(SOON, || async {
-                let report = Prober::start(client, target, 16)?.stop().await?;
+                let report = Prober::start(client, target, 16)?.finish().await?;
                 let gone = !report.backends.contains_key(&backend_name(dead)) && report.lost == 0;
                 anyhow::ensure!(gone, "{} still gets requests", backend_name(dead));
                 Ok(())
@@ -399,27 +401,24 @@ impl<'a> Story<'a> {
             .context("probing after the take-over")?;
         let report = prober.stop().await?;
         let heir = node_with_mac(seen.announcement.mac).context("a stranger took over")?;
-        Ok(Death {
-            heir,
-            takeover_ms: milliseconds(seen.at - killed),
-            outage_ms: report.longest_gap_ms,
-            lost: report.lost,
-            sent: report.sent,
-        })
+        let still = self.cluster.assigned(web, 2, SOON).await?;
+        anyhow::ensure!(
+            still.contains(&address),
+            "the Service has changed its address to {}",
+            list(&still)
+        );
+        Ok(Death { heir, outage_ms: report.longest_gap_ms, lost: report.lost, sent: report.sent })
     }
 
     async fn routes_without(&mut self, dead: u8, addresses: &[IpAddr]) -> anyhow::Result<()> {
-        self.show.begin(&format!(
-            "wait until the router has given up {} (hold time 9 s)",
-            node_name(dead)
-        ));
+        self.show.begin(&format!("wait until the router gives up {}", node_name(dead)));
         for &address in addresses {
             let rest = |nodes: &BTreeSet<u8>| !nodes.is_empty() && !nodes.contains(&dead);
             wait_for_next_hops(self.stage, address, ROUTING, rest).await?;
             fetch(&self.stage.remote, SocketAddr::new(address, HTTP), SOON).await?;
         }
         self.show
-            .done("its routes lead to the other two nodes, and requests through it are answered");
+            .done("after at most the hold time of 9 s: its routes lead to the other two, requests are answered");
         Ok(())
     }
 
@@ -437,7 +436,11 @@ impl<'a> Story<'a> {
         }
         eprintln!("  export KUBECONFIG={}", kubeconfig.display());
         eprintln!("  kubectl get svc,ipaddresspools -A");
-        eprintln!("  ip netns exec {client} berth probe --count 1 --target {address}:{HTTP}");
+        let berth = std::env::current_exe()?;
+        eprintln!(
+            "  ip netns exec {client} {} probe --count 1 --target {address}:{HTTP}",
+            berth.display()
+        );
         eprintln!("  ip netns exec {client} ip neighbour");
         eprintln!("  ip netns exec {} ip route", self.stage.router.full_name());
         eprintln!("  ls {}   # logs\n", self.stage.directory().display());
@@ -448,10 +451,21 @@ impl<'a> Story<'a> {
 /// How one node's death went.
 struct Death {
     heir: u8,
-    takeover_ms: f64,
     outage_ms: f64,
     lost: usize,
     sent: usize,
+}
+
+impl Death {
+    fn told(&self) -> String {
+        format!(
+            "{} took over; the client was without an answer for {:.0} ms ({} of {} requests lost)",
+            node_name(self.heir),
+            self.outage_ms,
+            self.lost,
+            self.sent
+        )
+    }
 }
 
 /// Serves the API at a socket, and writes a kubeconfig for it.

@@ -78,6 +78,12 @@ pub struct Clients {
     pub write: Client,
 }
 
+impl std::fmt::Debug for Clients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Clients").finish_non_exhaustive()
+    }
+}
+
 /// Runs until `stop`.
 ///
 /// # Errors
@@ -191,7 +197,7 @@ impl Shell {
     fn input(&mut self, input: watch::Input) {
         self.metrics.updates.inc();
         match self.store.take(input) {
-            Taken::Service(event) => self.service(event),
+            Taken::Service(event) => self.service(*event),
             Taken::Changed => self.resources_changed = true,
             Taken::Same => {}
             Taken::Failed { kind, error } => {

@@ -116,7 +116,7 @@ pub struct Store {
 /// What an input meant.
 pub enum Taken {
     /// Not for the store.
-    Service(Event<SlimService>),
+    Service(Box<Event<SlimService>>),
     Failed {
         kind: String,
         error: watcher::Error,
@@ -128,7 +128,7 @@ pub enum Taken {
 impl Store {
     pub fn take(&mut self, input: Input) -> Taken {
         let changed = match input {
-            Input::Service(event) => return Taken::Service(event),
+            Input::Service(event) => return Taken::Service(Box::new(event)),
             Input::Failed { kind, error } => return Taken::Failed { kind, error },
             Input::Namespace(event) => self.namespaces.take(event, labels),
             Input::Node(event) => self.nodes.take(event, labels),

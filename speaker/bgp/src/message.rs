@@ -157,7 +157,7 @@ impl Reader {
         }
         let Some(message) = bytes.get(..length) else { return Ok(None) };
         let message = Message::parse(kind, message)?;
-        self.start = length;
+        self.start += length;
         Ok(Some(message))
     }
 }

@@ -333,7 +333,7 @@ impl Ownership {
         if message.sequence > life.sequence || !same_life {
             life.sequence = message.sequence;
             life.standing = message.standing;
-            life.claimed = message.claimed;
+            life.introduced |= life.answering >= message.claimed;
             life.deadline = deadline;
             life.verdict = Verdict::Lives;
         }
@@ -360,8 +360,8 @@ impl Ownership {
             incarnation: message.incarnation,
             sequence: message.sequence,
             standing: message.standing,
-            claimed: message.claimed,
             answering: 0,
+            introduced: false,
             deadline: now + self.config.patience(),
             verdict: Verdict::Lives,
         };
@@ -716,14 +716,14 @@ impl Ownership {
     }
 
     /// Lets first claims be made. Speakers that start together wait until all candidates are heard,
-    /// or the first to start would take everything; but no longer than for a time, and not where
-    /// others have divided addresses between the same candidates already.
+    /// or the first to start would take everything; but no longer than for a time, and not for those
+    /// that are silent where others have divided addresses between the same candidates already.
     fn end_waits(&mut self, now: Instant) {
         if self.standing != Standing::Ready {
             return;
         }
         let patient = now < self.ready_since + FIRST_CLAIM_WAIT;
-        let complete = self.peers.values().filter_map(Peer::living).all(Life::is_complete);
+        let all_known = self.peers.values().filter_map(Peer::living).all(Life::is_known);
         let waiting = || self.addresses.iter().filter(|(_, entry)| entry.waits());
         if waiting().next().is_none() {
             return;
@@ -742,7 +742,7 @@ impl Ownership {
             .filter(|(_, entry)| {
                 entry.wanted.as_ref().is_some_and(|wanted| {
                     !patient
-                        || (complete && divided.contains(&wanted.nodes))
+                        || (all_known && divided.contains(&wanted.nodes))
                         || wanted.nodes.iter().all(known)
                 })
             })
@@ -955,27 +955,23 @@ struct Life {
     incarnation: u64,
     sequence: u64,
     standing: Standing,
-    /// For how many addresses it says it answers, and for how many of them a row has come.
-    claimed: u32,
+    /// For how many addresses it is known to answer.
     answering: u32,
+    /// Those were all at one time. What it has claimed since then it has told at once.
+    introduced: bool,
     deadline: Instant,
     verdict: Verdict,
 }
 
 impl Life {
-    /// All that it claims is known.
-    fn is_complete(&self) -> bool {
-        self.answering >= self.claimed
-    }
-
-    /// It takes part, and all that it claims is known.
+    /// It takes part, and what it held when it was first heard is known.
     fn is_known(&self) -> bool {
-        self.standing != Standing::Listening && self.is_complete()
+        self.standing != Standing::Listening && self.introduced
     }
 
     /// What plans depend on beside its claims.
     fn prospect(&self) -> (Standing, bool, bool) {
-        (self.standing, self.is_complete(), self.answering > 0)
+        (self.standing, self.introduced, self.answering > 0)
     }
 }
 
@@ -1190,6 +1186,63 @@ mod tests {
             let late = due + Duration::from_millis(7);
             assert_eq!(core.handle_timeout(late).len(), 1);
         }
+    }
+
+    /// Many more addresses than one beat has room for, all held by "a".
+    fn holder_of_many() -> (Ownership, Vec<IpAddr>, BTreeMap<IpAddr, Candidates>, Instant) {
+        let now = epoch();
+        let addresses: Vec<_> = (0..=255).map(|last| IpAddr::from([192, 0, 2, last])).collect();
+        let nodes = BTreeSet::from(["a".into(), PEER.into()]);
+        let candidates = Candidates { nodes, ..Candidates::default() };
+        let wanted: BTreeMap<_, _> =
+            addresses.iter().map(|&address| (address, candidates.clone())).collect();
+        let mut core = ready(now);
+        core.handle(Event::Wanted(wanted.clone()), now + Duration::from_millis(330));
+        let end = now + Duration::from_millis(4_990);
+        while let Some(at) = core.poll_timeout().filter(|at| *at < end) {
+            core.handle_timeout(at);
+        }
+        assert_eq!(core.held.len(), 256);
+        assert!(core.urgent.is_empty());
+        (core, addresses, wanted, end)
+    }
+
+    /// In how many of the next beats the first row is about `address`.
+    fn beats_that_start_with(core: &mut Ownership, address: IpAddr) -> usize {
+        (0..10)
+            .filter(|_| {
+                let actions = core.handle_timeout(core.poll_timeout().unwrap());
+                actions.iter().any(|action| match action {
+                    Action::Send { payload, .. } => {
+                        Message::decode(payload).unwrap().rows[0].address == address
+                    }
+                    _ => false,
+                })
+            })
+            .count()
+    }
+
+    #[test]
+    fn a_change_is_repeated_against_loss() {
+        let (mut core, addresses, mut wanted, now) = holder_of_many();
+        wanted.get_mut(&addresses[100]).unwrap().nodes.remove("a");
+        let actions = core.handle(Event::Wanted(wanted), now);
+        assert!(matches!(&actions[..], [Action::Send { to: Recipient::All, .. }]));
+        assert_eq!(beats_that_start_with(&mut core, addresses[100]), usize::from(REPETITIONS));
+    }
+
+    #[test]
+    fn one_that_claims_what_is_held_here_is_told() {
+        let (mut core, addresses, _, now) = holder_of_many();
+        // The higher epoch is here.
+        for address in &addresses {
+            core.held.insert(*address, Holding::Owner { epoch: 9 });
+        }
+        let row = Row { address: addresses[100], ..held(1) };
+        tell(&mut core, &message(1, 1, vec![row]), now);
+        assert_eq!(beats_that_start_with(&mut core, addresses[100]), 1);
+        tell(&mut core, &message(1, 2, vec![row]), now + Duration::from_millis(400));
+        assert_eq!(beats_that_start_with(&mut core, addresses[100]), 1, "as often as it says so");
     }
 
     proptest! {

@@ -281,6 +281,21 @@ fn a_new_cluster_divides_the_addresses_evenly() {
 }
 
 #[test]
+fn claims_that_arrive_late_and_out_of_order_do_not_spoil_the_division() {
+    for seed in 0..5 {
+        let mut cluster = Cluster::new(4, 1000, seed);
+        cluster.delay.1 = ms(60);
+        for node in 0..4 {
+            cluster.start(node);
+        }
+        cluster.run(ms(3000));
+        cluster.assert_at_rest();
+        assert!(cluster.spread() <= 1, "seed {seed}: {}", cluster.spread());
+        assert_eq!(cluster.moves, 1000, "seed {seed}");
+    }
+}
+
+#[test]
 fn nothing_is_claimed_while_listening() {
     let mut cluster = Cluster::new(1, 5, 1);
     cluster.start(0);
@@ -443,7 +458,7 @@ fn an_address_that_nobody_wants_any_more_is_taken_by_nobody() {
     // The owner hears of it first.
     cluster.give(old, Event::Wanted(wanted.clone()));
     assert!(cluster.answerers(address(0)).is_empty());
-    cluster.run(ms(100));
+    cluster.run(ms(250));
     cluster.want(wanted);
     cluster.run(ms(1000));
     cluster.assert_at_rest();

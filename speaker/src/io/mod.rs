@@ -106,6 +106,7 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
         client: clients.write.clone(),
         namespace: settings.namespace.clone(),
         me: settings.node.clone(),
+        report: report.clone(),
     };
     tokio::spawn(writer.run(updates));
 

@@ -22,12 +22,12 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use shell::client::REQUEST_TIMEOUT;
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tracing::debug;
 
-use crate::{status::ServiceStatus, view::ServiceKey};
+use crate::{status::ServiceStatus, view::ServiceKey, wire::Report};
 
 /// Changes waiting for the writer. When it is full the planner's shell waits: that is only reached
 /// with more changed Services than this and an API server that answers slowly.
@@ -48,6 +48,8 @@ pub struct Writer {
     pub client: Client,
     pub namespace: String,
     pub me: NodeName,
+    /// Who else is alive.
+    pub report: watch::Receiver<Report>,
 }
 
 impl std::fmt::Debug for Writer {
@@ -132,13 +134,18 @@ impl Writer {
         let Some(interfaces) = interfaces else { return delete(&api, &name).await };
         let interfaces: Vec<Value> = interfaces.iter().map(|name| json!({"name": name})).collect();
         self.write(&api, &name, service, json!({"interfaces": interfaces})).await?;
-        // A node that died could not remove its own; the one that answers now does.
+        // A node that died could not remove its own; the one that answers now does. A node that
+        // lives may answer for another address of the Service.
         let labels = format!(
             "metallb.io/service-name={},metallb.io/service-namespace={}",
             service.name, service.namespace
         );
         let all = request(api.list(&ListParams::default().labels(&labels))).await?;
-        for other in all.iter().filter(|other| other.name_any() != name) {
+        let live = self.report.borrow().live.clone();
+        let lives = |other: &ServiceL2Status| {
+            other.labels().get("metallb.io/node").is_some_and(|node| live.contains(node.as_str()))
+        };
+        for other in all.iter().filter(|other| other.name_any() != name && !lives(other)) {
             delete(&api, &other.name_any()).await?;
         }
         Ok(())

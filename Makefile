@@ -17,7 +17,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STEPS := setup lint tidy test-unit vectors test-sim test-lab test-e2e test-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test $(STEPS) sim bench bench-controller dist images generate crds manifests clean
+.PHONY: help build demo test $(STEPS) sim bench bench-demo bench-controller dist images generate crds manifests clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -49,38 +49,42 @@ lint: ## formatting, and clippy without a warning
 
 tidy: ## the rules of this repository; generated files as they would be generated
 	$(CARGO) run --quiet --locked --package crds --bin crdgen -- --check deploy/crds
-	$(CARGO) test --quiet --locked --package tests --test tidy
+	$(CARGO) test --quiet --locked --workspace --test tidy
 
 test-unit: ## tests beside the code, and of single crates
 	$(CARGO) test --locked --workspace --exclude netlab --exclude tests
-	$(CARGO) test --locked --package netlab --lib
-	$(CARGO) test --locked --package tests --lib
+	$(CARGO) test --locked --package netlab --package tests --lib --test api_behaviour
 
 vectors: ## MetalLB's recorded behaviour, if VECTORS is a folder that has it
 	@if [ -d '$(VECTORS)' ]; then \
-		BERTH_VECTORS="$$(cd '$(VECTORS)' && pwd)" $(CARGO) test --locked --workspace --exclude netlab vectors; \
+		BERTH_VECTORS="$$(cd '$(VECTORS)' && pwd)" $(CARGO) test --locked --workspace --test 'vectors*'; \
 	else echo 'there is no $(VECTORS): nothing to hold against'; fi
 
 test-sim: ## the simulator: named scenarios and 1,000 seeds
-	$(CARGO) test --locked --package tests --test sim
+	$(CARGO) test --locked --workspace --test sim
 
 sim: ## one seed of the simulator, told as a story (SEED=17)
-	BERTH_SIM_SEED=$(SEED) $(CARGO) test --locked --package tests --test sim random -- --nocapture
+	BERTH_SIM_SEED=$(SEED) $(CARGO) test --locked --workspace --test sim random -- --nocapture
 
 test-lab: ## the programs on the real kernel, in network namespaces (root)
-	$(CARGO) test --locked --package netlab --tests -- --test-threads=1
+	$(CARGO) test --locked --workspace --test lab --test rootless -- --test-threads=1
 
 test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controller (root, Go)
-	$(CARGO) test --locked --package tests --test e2e -- --test-threads=1
+	$(CARGO) test --locked --workspace --test e2e -- --test-threads=1
 
 test-demo: ## the demo, to its end
-	$(CARGO) test --locked --package tests --test demo
+	$(CARGO) test --locked --workspace --test demo
 
-bench: build ## the demo's measurements, ten times each
-	target/release/berth demo --runs 10 $(ARGS)
+bench: bench-demo bench-controller ## every measurement; the figures also go to target/bench/*.json
 
-bench-controller: ## 10,000 Services: how long until all have an address
-	$(CARGO) bench --locked --package controller
+bench-demo: build ## ten times: a Service until its first gratuitous ARP, the outage when a node dies
+	@mkdir -p target/bench
+	target/release/berth demo --runs 10 --measurements target/bench/demo.json $(ARGS)
+
+bench-controller: ## how long the controller plans, up to 100,000 Services
+	@mkdir -p target/bench
+	BERTH_BENCH_FILE=$(CURDIR)/target/bench/controller.json \
+		$(CARGO) bench --locked --package controller --bench plan
 
 dist: ## dist/: static programs, as they are shipped
 	RUSTFLAGS='-C target-feature=+crt-static' \

@@ -14,26 +14,33 @@ use controller::{
     service::{Service, ServiceKey},
 };
 use k8s_openapi::api::core::v1;
-use serde_json::json;
+use serde_json::{Value, json};
 
 const RUNS: usize = 7;
 
 fn main() {
     println!("{:<58} {:>12} {:>14}", "", "whole", "per Service");
+    let mut rows = Vec::new();
     for count in [10_000, 100_000] {
         let one = config(1, 8);
         let hundred = config(100, 16);
-        row(&format!("{count} Services, one /8"), &one, &services(count));
-        row(&format!("{count} Services, 100 pools of /16"), &hundred, &services(count));
+        rows.push(row(&format!("{count} Services, one /8"), &one, &services(count)));
+        rows.push(row(&format!("{count} Services, 100 pools of /16"), &hundred, &services(count)));
         let held = held(&one, services(count));
-        row(&format!("{count} Services that hold their addresses"), &one, &held);
+        rows.push(row(&format!("{count} Services that hold their addresses"), &one, &held));
     }
-    row("10000 Services, 100 pools of /25 (just enough)", &config(100, 25), &services(10_000));
-    row("70000 Services, one /16 (5000 too many)", &config(1, 16), &services(70_000));
+    let enough = config(100, 25);
+    rows.push(row("10000 Services, 100 pools of /25 (just enough)", &enough, &services(10_000)));
+    let few = config(1, 16);
+    rows.push(row("70000 Services, one /16 (5000 too many)", &few, &services(70_000)));
     one_more();
+    if let Ok(file) = std::env::var("BERTH_BENCH_FILE") {
+        std::fs::write(file, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
+    }
 }
 
-fn row(what: &str, config: &Config, services: &BTreeMap<ServiceKey, Service>) {
+/// Prints a row, and gives it in the form that `make bench` keeps.
+fn row(what: &str, config: &Config, services: &BTreeMap<ServiceKey, Service>) -> Value {
     let mut times: Vec<Duration> = (0..RUNS)
         .map(|_| {
             let start = Instant::now();
@@ -45,6 +52,11 @@ fn row(what: &str, config: &Config, services: &BTreeMap<ServiceKey, Service>) {
     let median = times[RUNS / 2];
     let each = median / u32::try_from(services.len()).unwrap();
     println!("{what:<58} {median:>12.1?} {each:>14.1?}");
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    json!({
+        "name": what, "unit": "ms", "runs": RUNS, "min": ms(times[0]), "median": ms(median),
+        "max": ms(times[RUNS - 1]), "goal": null, "met": null,
+    })
 }
 
 /// One allocation and one release more in a plan that lives on.

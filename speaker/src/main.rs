@@ -1,23 +1,22 @@
 //! `berth-speaker`: announces the addresses of LoadBalancer Services from one node.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     path::PathBuf,
 };
 
-use anyhow::{Context as _, Result};
-use clap::Parser;
+use anyhow::Result;
+use clap::{ArgAction, Parser};
 use shell::{
-    client::{connect, install_crypto},
+    client::{connect, install_crypto, stop_on_signals},
+    flags::NoEffect,
+    probes::{on_all_addresses, on_loopback},
     telemetry::{self, LogLevel},
 };
 use speaker::{
     io::{Settings, link::Exclude, run},
     plan::Options,
 };
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tracing::info;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,20 +37,17 @@ struct Args {
     #[arg(long, env = "METALLB_NODE_NAME")]
     node_name: String,
 
-    /// Namespace of the custom resources; that of the pod when not given
+    /// Where the custom resources live [default: the namespace of the Pod or of the kubeconfig]
     #[arg(long, env = "METALLB_NAMESPACE")]
     namespace: Option<String>,
-
-    /// Name of this speaker's pod (accepted for compatibility)
-    #[arg(long, env = "METALLB_POD_NAME", hide = true)]
-    pod_name: Option<String>,
 
     /// Serve Services of this loadBalancerClass only; without it, Services that name none
     #[arg(long, default_value = "")]
     lb_class: String,
 
     /// Announce also from nodes labelled node.kubernetes.io/exclude-from-external-load-balancers
-    #[arg(long)]
+    #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set,
+          default_value_t = false, default_missing_value = "true")]
     ignore_exclude_lb: bool,
 
     /// Address for the heartbeats between speakers; without it this speaker acts alone
@@ -61,10 +57,6 @@ struct Args {
     /// UDP port for the heartbeats between speakers
     #[arg(long, env = "METALLB_ML_BIND_PORT", default_value_t = 7946)]
     ml_bindport: u16,
-
-    /// Pod labels of the speakers (accepted for compatibility; speakers find each other by Nodes)
-    #[arg(long, env = "METALLB_ML_LABELS", hide = true)]
-    ml_labels: Option<String>,
 
     /// Directory with the file `secretkey` that the heartbeats are sealed with
     #[arg(long, env = "METALLB_ML_SECRET_KEY_PATH", default_value = "/etc/ml_secret_key")]
@@ -82,13 +74,42 @@ struct Args {
     #[arg(long, default_value_t = 17472)]
     health_probe_port: u16,
 
-    /// all, debug, info, warn, error or none
-    #[arg(long, default_value = "info")]
+    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
     log_level: LogLevel,
 
-    /// No effect (accepted for compatibility)
+    #[command(flatten)]
+    no_effect: NoEffect,
+
+    #[command(flatten)]
+    other_ways: OtherWays,
+}
+
+/// Accepted for compatibility: what MetalLB needs for memberlist, FRR and frr-k8s. Speakers find
+/// each other by the Nodes, and BGP is spoken here.
+#[derive(Debug, clap::Args)]
+struct OtherWays {
     #[arg(long, env = "METALLB_HOST", hide = true)]
     host: Option<String>,
+
+    #[arg(long, env = "METALLB_POD_NAME", hide = true)]
+    pod_name: Option<String>,
+
+    #[arg(long, env = "METALLB_ML_LABELS", hide = true)]
+    ml_labels: Option<String>,
+
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, action = ArgAction::Set,
+          default_value_t = false, default_missing_value = "true")]
+    ml_wan_config: bool,
+
+    #[arg(long, env = "METALLB_BGP_DEBOUNCE_TIMEOUT", hide = true, value_name = "MILLISECONDS")]
+    bgp_debounce_timeout: Option<String>,
+
+    #[arg(long, env = "FRRK8S_NAMESPACE", hide = true)]
+    frrk8s_namespace: Option<String>,
+
+    #[arg(long, hide = true, num_args = 0..=1, require_equals = true, action = ArgAction::Set,
+          default_value_t = false, default_missing_value = "true")]
+    frrk8s_secret_passthrough: bool,
 }
 
 #[tokio::main]
@@ -96,25 +117,10 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     install_crypto();
     telemetry::init(args.log_level);
-    let namespace = shell::client::namespace(args.namespace)?;
     let exclude = Exclude::read(&args.exclude_interfaces)?;
     let agent = concat!("berth-speaker/", env!("CARGO_PKG_VERSION"));
-    let clients = connect(agent).await?;
-    info!(node = args.node_name, namespace, version = env!("CARGO_PKG_VERSION"), "starting");
-
-    let stop = CancellationToken::new();
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
-    let stopping = stop.clone();
-    tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        stopping.cancel();
-    });
-
-    let on = |address: IpAddr, port: u16| (port != 0).then(|| SocketAddr::new(address, port));
+    let namespace = args.namespace.filter(|namespace| !namespace.is_empty());
+    let (clients, namespace) = connect(agent, namespace).await?;
     let settings = Settings {
         node: args.node_name.into(),
         namespace,
@@ -125,8 +131,8 @@ async fn main() -> Result<()> {
             lb_class: (!args.lb_class.is_empty()).then_some(args.lb_class),
             ignore_exclude_label: args.ignore_exclude_lb,
         },
-        metrics: on(IpAddr::V4(Ipv4Addr::UNSPECIFIED), args.port),
-        health: on(IpAddr::V4(Ipv4Addr::LOCALHOST), args.health_probe_port),
+        metrics: on_all_addresses(args.port),
+        health: on_loopback(args.health_probe_port),
     };
-    run(settings, clients, stop).await
+    run(settings, clients, stop_on_signals()?).await
 }

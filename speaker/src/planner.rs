@@ -120,7 +120,8 @@ pub struct Planner {
     settings: PlannerConfig,
     resources: Resources,
     config: Arc<Config>,
-    errors: Vec<ConfigError>,
+    /// What was last told; none before the first time.
+    errors: Option<Vec<ConfigError>>,
     cluster: Cluster,
     report: Report,
     synced: bool,
@@ -132,6 +133,7 @@ pub struct Planner {
     by_address: BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
     by_prefix: BTreeMap<PeerName, BTreeMap<IpNet, BTreeMap<ServiceKey, Route>>>,
     wanted: Wanted,
+    wire_told: bool,
     sessions: BTreeMap<PeerName, SessionSpec>,
     advertised: BTreeMap<PeerName, BTreeSet<Route>>,
     statuses: BTreeMap<ServiceKey, ServiceStatus>,
@@ -145,7 +147,7 @@ impl Planner {
             settings,
             resources: Resources::default(),
             config: Arc::default(),
-            errors: Vec::new(),
+            errors: None,
             cluster: Cluster::default(),
             report: Report::default(),
             synced: false,
@@ -156,6 +158,7 @@ impl Planner {
             by_address: BTreeMap::new(),
             by_prefix: BTreeMap::new(),
             wanted: Wanted::default(),
+            wire_told: false,
             sessions: BTreeMap::new(),
             advertised: BTreeMap::new(),
             statuses: BTreeMap::new(),
@@ -273,8 +276,8 @@ impl Planner {
         self.dirty.extend(self.cluster.services.keys().cloned());
         self.dirty.extend(self.plans.keys().cloned());
         self.config = Arc::new(config);
-        if errors != self.errors {
-            self.errors.clone_from(&errors);
+        if self.errors.as_ref() != Some(&errors) {
+            self.errors = Some(errors.clone());
             actions.push(Action::ConfigErrors(errors));
         }
     }
@@ -349,7 +352,8 @@ impl Planner {
     }
 
     fn want(&mut self, addresses: &BTreeSet<IpAddr>, actions: &mut Vec<Action>) {
-        let mut changed = false;
+        // Also an empty set is told once: it is then known that there is nothing to own.
+        let mut changed = !std::mem::replace(&mut self.wire_told, true);
         for address in addresses {
             match self.wanted_address(*address) {
                 Some(new) => {

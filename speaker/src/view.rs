@@ -6,8 +6,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
+pub use config::ServiceKey;
 use config::{Labels, NodeName};
 use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 
@@ -15,19 +17,6 @@ const EXCLUDE_LABEL: &str = "node.kubernetes.io/exclude-from-external-load-balan
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const SHARE_ANNOTATIONS: [&str; 2] =
     ["metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
-
-/// Namespace and name of a Service.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ServiceKey {
-    pub namespace: String,
-    pub name: String,
-}
-
-impl std::fmt::Display for ServiceKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
-    }
-}
 
 /// What announcing needs of a Service of type LoadBalancer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,9 +59,9 @@ impl Node {
 pub struct Cluster {
     pub services: BTreeMap<ServiceKey, Service>,
     pub nodes: BTreeMap<NodeName, Node>,
-    slices: BTreeMap<ServiceKey, BTreeMap<String, Slice>>,
+    slices: BTreeMap<ServiceKey, BTreeMap<Arc<str>, Slice>>,
     /// Which Service a slice belonged to when it was last seen: by namespace and slice name.
-    slice_owner: BTreeMap<(String, String), ServiceKey>,
+    slice_owner: BTreeMap<(Arc<str>, Arc<str>), ServiceKey>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,31 +93,29 @@ impl Cluster {
 
     /// Takes an EndpointSlice in; returns the Services whose endpoints changed.
     pub fn apply_slice(&mut self, object: &discovery::EndpointSlice) -> Vec<ServiceKey> {
-        let Some(slice_key) = key_of(&object.metadata) else { return Vec::new() };
-        let owner =
-            object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL)).map(
-                |name| ServiceKey { namespace: slice_key.namespace.clone(), name: name.clone() },
-            );
+        let Some(ServiceKey { namespace, name }) = key_of(&object.metadata) else {
+            return Vec::new();
+        };
+        let owner = object.metadata.labels.as_ref().and_then(|labels| labels.get(SERVICE_LABEL));
+        let owner = owner.map(|owner| ServiceKey::new(namespace.clone(), owner.as_str()));
         let mut changed = Vec::new();
-        if self.slice_owner.get(&(slice_key.namespace.clone(), slice_key.name.clone()))
-            != owner.as_ref()
-        {
-            changed.extend(self.delete_slice(&slice_key.namespace, &slice_key.name));
+        if self.slice_owner.get(&(namespace.clone(), name.clone())) != owner.as_ref() {
+            changed.extend(self.delete_slice(&namespace, &name));
         }
         let Some(owner) = owner else { return changed };
         let slice = read_slice(object);
         let slices = self.slices.entry(owner.clone()).or_default();
-        if slices.get(&slice_key.name) != Some(&slice) {
-            slices.insert(slice_key.name.clone(), slice);
+        if slices.get(&name) != Some(&slice) {
+            slices.insert(name.clone(), slice);
             changed.push(owner.clone());
         }
-        self.slice_owner.insert((slice_key.namespace, slice_key.name), owner);
+        self.slice_owner.insert((namespace, name), owner);
         changed
     }
 
     /// Forgets an EndpointSlice; returns the Service that it belonged to.
     pub fn delete_slice(&mut self, namespace: &str, name: &str) -> Option<ServiceKey> {
-        let owner = self.slice_owner.remove(&(namespace.to_owned(), name.to_owned()))?;
+        let owner = self.slice_owner.remove(&(namespace.into(), name.into()))?;
         if let Some(slices) = self.slices.get_mut(&owner) {
             slices.remove(name);
             if slices.is_empty() {
@@ -171,7 +158,7 @@ impl Cluster {
 fn key_of(
     metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta,
 ) -> Option<ServiceKey> {
-    Some(ServiceKey { namespace: metadata.namespace.clone()?, name: metadata.name.clone()? })
+    Some(ServiceKey::new(metadata.namespace.as_deref()?, metadata.name.as_deref()?))
 }
 
 fn read_service(object: &core::Service) -> Option<Service> {

@@ -81,6 +81,8 @@ pub struct Wire {
     ownership: Ownership,
     announcer: Announcer,
     report: Report,
+    /// The planner has spoken.
+    planned: bool,
     leaving: bool,
 }
 
@@ -94,6 +96,7 @@ impl Wire {
             ownership,
             announcer: Announcer::new(),
             report: Report::default(),
+            planned: false,
             leaving: false,
         }
     }
@@ -107,7 +110,11 @@ impl Wire {
                     self.report.interfaces.clone_from(&interfaces);
                     self.announce(announcer::Event::Interfaces(interfaces), now, &mut actions);
                     actions.push(Action::Report(self.report.clone()));
-                    self.own(ownership::Event::Wanted(self.candidates()), now, &mut actions);
+                    // Before the planner's first word there is nothing to own: an empty set would
+                    // pass for a view of the cluster.
+                    if self.planned {
+                        self.own(ownership::Event::Wanted(self.candidates()), now, &mut actions);
+                    }
                 }
             }
             Event::Frame { interface, frame } => {
@@ -152,7 +159,8 @@ impl Wire {
     }
 
     fn set_wanted(&mut self, wanted: Wanted, now: Instant, actions: &mut Vec<Action>) {
-        if self.wanted == wanted {
+        let first = !std::mem::replace(&mut self.planned, true);
+        if self.wanted == wanted && !first {
             return;
         }
         let mine = wanted

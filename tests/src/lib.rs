@@ -4,4 +4,5 @@
 
 pub mod api_suite;
 pub mod kube;
+pub mod lab;
 pub mod sim;

@@ -16,6 +16,8 @@ use tests::kube::{ControlPlane, Node, Pod, PodName, Readiness, build, fetch};
 
 /// For anything that Kubernetes or Berth does by itself. Most take well under a second.
 const LIMIT: Duration = Duration::from_secs(30);
+/// For all checks of the API suite together.
+const SUITE_LIMIT: Duration = Duration::from_secs(180);
 const CLIENT: [&str; 2] = ["10.99.0.100", "fd99::100"];
 
 const POOL: &str = r#"
@@ -209,13 +211,17 @@ fn ingress_controller_behind_a_berth_address() {
 /// The same checks hold on the API server that is built into Berth, in a test of the workspace.
 #[test]
 fn api_behaviour_of_the_real_server() {
-    let lab = Lab::new().unwrap();
-    let cluster = ControlPlane::start(&lab).unwrap();
-    let mut suite = cluster.segment().namespace().command(env!("CARGO_BIN_EXE_api-suite"));
-    let output = suite.env("KUBECONFIG", cluster.kubeconfig()).output().unwrap();
-    let report = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{report}{}", String::from_utf8_lossy(&output.stderr));
-    lab.close().unwrap();
+    in_lab(|lab| {
+        let cluster = ControlPlane::start(lab)?;
+        let namespace = cluster.segment().namespace();
+        let mut suite = namespace.command(env!("CARGO_BIN_EXE_api-suite"));
+        suite.env("KUBECONFIG", cluster.kubeconfig());
+        let mut suite = namespace.spawn("api-suite", suite)?;
+        let end =
+            wait_for("the suite has ended", SUITE_LIMIT, || suite.ended()?.context("it has not"))?;
+        ensure!(end.success(), "{}", suite.log_tail(100));
+        Ok(())
+    });
 }
 
 /// A control plane with two nodes, and a client on their network.
@@ -241,11 +247,15 @@ impl Stage {
     }
 }
 
-/// Runs a test; when it fails, says so with the ends of all logs.
+/// Runs a test on a new stage.
 fn on_stage(test: impl FnOnce(&Lab, &mut Stage) -> Result<()>) {
+    in_lab(|lab| test(lab, &mut Stage::build(lab)?));
+}
+
+/// Runs a test in a new lab; when it fails, says so with the ends of all logs.
+fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) {
     let lab = Lab::new().unwrap();
-    let outcome = Stage::build(&lab).and_then(|mut stage| test(&lab, &mut stage));
-    if let Err(error) = outcome {
+    if let Err(error) = test(&lab) {
         for log in logs(&lab) {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let lines: Vec<_> = text.lines().collect();

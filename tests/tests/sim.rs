@@ -109,6 +109,22 @@ fn a_partition_heals_without_two_answering() {
 }
 
 #[test]
+fn a_cut_off_owner_yields_and_does_not_fight_for_it_later() {
+    for seed in 0..30 {
+        let mut cluster = settled(seed, Options::default(), 6);
+        cluster.fault(Fault::LinkDown(0));
+        holds(&mut cluster, Duration::from_secs(1));
+        let speaker = cluster.nodes[0].speaker.as_ref().unwrap();
+        assert!(speaker.report.owned.is_empty(), "{}", cluster.story.join("\n"));
+        let told = cluster.story.len();
+        cluster.fault(Fault::LinkUp(0));
+        rests(&mut cluster);
+        let moved = cluster.story[told..].iter().filter(|line| line.contains("takes")).count();
+        assert_eq!(moved, 0, "nothing moves back\n{}", cluster.story.join("\n"));
+    }
+}
+
+#[test]
 fn the_wire_needs_no_planner_and_no_api_server() {
     for seed in 0..30 {
         let mut cluster = settled(seed, Options::default(), 6);

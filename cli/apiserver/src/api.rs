@@ -4,17 +4,22 @@
 
 use std::sync::Arc;
 
+use config::Operation;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rand::{RngExt, rngs::StdRng};
 use serde_json::{Value, json};
 
 use crate::{
-    ApiError,
-    apply::{self, Manager, OnConflict, Operation},
+    ApiError, admission,
+    apply::{self, Manager, OnConflict},
     builtin::BuiltIn,
     convert,
     error::Cause,
+    object::{
+        Request, check_configuration, check_finalizers, check_kind, check_metadata, check_place,
+        check_preconditions, has_generation, is_empty, keep_what_is_not_written, put_metadata,
+        shape, take_metadata, timestamp, wanted_state, without_metadata,
+    },
     patch,
     resource::{Form, Registry, Resource, Schema, Scope, Subresources},
     schema,
@@ -30,6 +35,7 @@ pub(crate) struct Api {
     registry: Arc<Registry>,
     services: service::Allocator,
     rng: StdRng,
+    admission_namespace: Option<String>,
 }
 
 /// What one write is about.
@@ -125,14 +131,6 @@ pub(crate) struct Page {
     pub remaining: Option<usize>,
 }
 
-/// What kind of request a body came with: it decides with which code a wrong body is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Request {
-    Put,
-    Patch,
-    Apply,
-}
-
 impl Api {
     pub(crate) fn new(registry: Arc<Registry>, options: &crate::Options, rng: StdRng) -> Self {
         Self {
@@ -141,6 +139,7 @@ impl Api {
                 options.service_networks.clone(),
                 options.node_ports.clone(),
             ),
+            admission_namespace: options.admission_namespace.clone(),
             registry,
             rng,
         }
@@ -211,7 +210,7 @@ impl Api {
         let mut body = body.clone();
         self.set_name(target, &mut body)?;
         let (new, warnings) = shape(target.resource, body, options, Request::Put)?;
-        let manager = manager(target, options.manager, Operation::Update);
+        let manager = manager(target, options.manager, apply::Operation::Update);
         self.insert(target, new, options, Some(manager), warnings)
     }
 
@@ -234,6 +233,8 @@ impl Api {
             if !resource.built_in().is_some_and(BuiltIn::put_creates) {
                 return Err(ApiError::not_found(resource, target.name));
             }
+            let uid = body["metadata"]["uid"].as_str().filter(|uid| !uid.is_empty());
+            check_preconditions(resource, target.name, &Value::Null, uid, None)?;
             return self.create(target, body, options);
         };
         if version.is_empty() && needs_version {
@@ -279,7 +280,7 @@ impl Api {
             },
             Patch::Apply(configuration, on_conflict) => {
                 check_configuration(target, configuration)?;
-                let manager = manager(target, options.manager, Operation::Apply);
+                let manager = manager(target, options.manager, apply::Operation::Apply);
                 apply::apply(&resource.schema, &live, configuration, &manager, on_conflict)?
             }
         };
@@ -311,9 +312,19 @@ impl Api {
             preconditions.uid.as_deref(),
             preconditions.resource_version.as_deref(),
         )?;
+        let warnings = self.admit(Operation::Delete, &stored)?;
+        Ok(Written { warnings, ..self.begin_deletion(target, stored, options) })
+    }
+
+    fn begin_deletion(
+        &mut self,
+        target: Target<'_>,
+        stored: Arc<Value>,
+        options: WriteOptions<'_>,
+    ) -> Written {
         let done = |object, outcome| Written { object, outcome, warnings: Vec::new() };
         if options.persistence == Persistence::DryRun {
-            return Ok(done(stored, Outcome::Deleted));
+            return done(stored, Outcome::Deleted);
         }
         let storage = target.resource.storage;
         let is_namespace = target.resource.built_in() == Some(BuiltIn::Namespace);
@@ -324,7 +335,7 @@ impl Api {
             || (is_namespace && !self.is_namespace_empty(target.name));
         if !held_back {
             self.remove(storage, &target.key());
-            return Ok(done(stored, Outcome::Deleted));
+            return done(stored, Outcome::Deleted);
         }
         let mut dying = (*stored).clone();
         if dying["metadata"]["deletionTimestamp"].is_null() {
@@ -337,8 +348,9 @@ impl Api {
                 dying["metadata"]["generation"] = json!(generation + 1);
             }
         }
-        let object = self.put(storage, target.key(), &stored, dying);
-        Ok(done(object, Outcome::Deleting))
+        let object =
+            if dying == *stored { stored } else { self.put(storage, target.key(), &stored, dying) };
+        done(object, Outcome::Deleting)
     }
 
     fn create_by_apply(
@@ -356,7 +368,7 @@ impl Api {
                        was found";
             return Err(ApiError::conflict(resource, target.name, why));
         }
-        let manager = manager(target, options.manager, Operation::Apply);
+        let manager = manager(target, options.manager, apply::Operation::Apply);
         let nothing = json!({"metadata": {}});
         let mut new =
             apply::apply(&resource.schema, &nothing, configuration, &manager, on_conflict)?;
@@ -393,6 +405,9 @@ impl Api {
             Schema::BuiltIn(kind) => {
                 kind.complete(&mut new, None);
                 causes.extend(kind.validate(&new, None));
+                if resource.form == Form::EventsV1 && new["eventTime"].is_null() {
+                    causes.push(Cause::required("eventTime", ""));
+                }
                 if *kind == BuiltIn::Service
                     && let Err(refused) = service::complete(&mut new, None, &self.services)
                 {
@@ -420,7 +435,7 @@ impl Api {
             apply::record_update(&resource.schema, None, &mut new, &manager);
         }
         apply::date_entries(None, &mut new, options.now);
-        warnings.extend(self.admit(resource, &name, &new)?);
+        warnings.extend(self.admit(Operation::Create, &new)?);
         let object = match options.persistence {
             Persistence::DryRun => Arc::new(new),
             Persistence::Stored => {
@@ -476,7 +491,7 @@ impl Api {
             return Err(ApiError::invalid(resource, target.name, &causes));
         }
         if request != Request::Apply {
-            let manager = manager(target, options.manager, Operation::Update);
+            let manager = manager(target, options.manager, apply::Operation::Update);
             apply::record_update(&resource.schema, Some(&old), &mut new, &manager);
         }
         let mut new = self.stored_form(resource, new, target.name)?;
@@ -491,7 +506,7 @@ impl Api {
             return written(stored.clone(), warnings);
         }
         if target.part == Part::Main {
-            warnings.extend(self.admit(resource, target.name, &new)?);
+            warnings.extend(self.admit(Operation::Update, &new)?);
         }
         if options.persistence == Persistence::DryRun {
             return written(Arc::new(new), warnings);
@@ -546,8 +561,9 @@ impl Api {
             }
             for name in self.names_in(resource.storage, namespace) {
                 let target = Target { resource, namespace, name: &name, part: Part::Main };
-                // The only refusal without preconditions is that it is gone already.
-                let _gone = self.delete(target, &Preconditions::default(), options);
+                if let Ok(stored) = self.get(target) {
+                    self.begin_deletion(target, stored, options);
+                }
             }
         }
     }
@@ -643,14 +659,14 @@ impl Api {
         Ok(converted)
     }
 
-    /// Asks the rules of the group `metallb.io` that no schema can state.
-    fn admit(
-        &self,
-        _resource: &Resource,
-        _name: &str,
-        _new: &Value,
-    ) -> Result<Vec<String>, ApiError> {
-        Ok(Vec::new())
+    fn admit(&self, operation: Operation, object: &Value) -> Result<Vec<String>, ApiError> {
+        let Some(namespace) = &self.admission_namespace else { return Ok(Vec::new()) };
+        admission::ask(&self.registry, &self.store, namespace, operation, object).map_err(
+            |errors| {
+                let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+                ApiError::denied(&errors.join("; "))
+            },
+        )
     }
 }
 
@@ -674,240 +690,6 @@ pub(crate) fn too_old(wanted: u64, TooOld { floor }: TooOld) -> ApiError {
     ApiError::gone(format!("too old resource version: {wanted} ({floor})"))
 }
 
-/// Brings a written object into the form that is compared with the old one: typed for built-in
-/// kinds, pruned and with defaults for ours. Also returns warnings about unknown fields.
-fn shape(
-    resource: &Resource,
-    mut object: Value,
-    options: WriteOptions<'_>,
-    request: Request,
-) -> Result<(Value, Vec<String>), ApiError> {
-    let refused = |error: serde_json::Error| {
-        let message = format!(
-            "{} in version {:?} cannot be handled as a {}: {error}",
-            resource.kind, resource.version, resource.kind
-        );
-        match request {
-            Request::Put => ApiError::bad_request(message),
-            Request::Patch | Request::Apply => ApiError::unprocessable(message),
-        }
-    };
-    let (shaped, unknown) = match &resource.schema {
-        Schema::BuiltIn(kind) => {
-            let object = convert::to_stored(resource, object).map_err(refused)?;
-            let typed = kind.typed(object.clone()).map_err(refused)?;
-            let mut unknown = Vec::new();
-            missing_from(&object, &typed, "", &mut unknown);
-            (typed, unknown)
-        }
-        Schema::Custom(custom) => {
-            let metadata = take_metadata(&mut object);
-            let typed: ObjectMeta = serde_json::from_value(metadata.clone()).map_err(refused)?;
-            let typed = serde_json::to_value(typed).map_err(refused)?;
-            let mut unknown = Vec::new();
-            missing_from(&metadata, &typed, "metadata", &mut unknown);
-            unknown.extend(schema::prune_and_default(&custom.open_api, &mut object));
-            put_metadata(&mut object, typed);
-            (object, unknown)
-        }
-    };
-    let named: Vec<_> = unknown.iter().map(|field| format!("unknown field {field:?}")).collect();
-    match (request, options.unknown_fields) {
-        _ if named.is_empty() => Ok((shaped, named)),
-        (Request::Apply, _) => Err(ApiError::internal(format!(
-            "failed to create typed patch object: .{}: field not declared in schema",
-            unknown.join(", .")
-        ))),
-        (Request::Put, UnknownFields::Refuse) => Err(ApiError::bad_request(format!(
-            "{} in version {:?} cannot be handled as a {}: strict decoding error: {}",
-            resource.kind,
-            resource.version,
-            resource.kind,
-            named.join(", ")
-        ))),
-        (Request::Patch, UnknownFields::Refuse) => {
-            Err(ApiError::unprocessable(format!("strict decoding error: {}", named.join(", "))))
-        }
-        (Request::Put | Request::Patch, UnknownFields::Warn) => Ok((shaped, named)),
-        (Request::Put | Request::Patch, UnknownFields::Ignore) => Ok((shaped, Vec::new())),
-    }
-}
-
-/// Takes from the old object all that this path does not write.
-fn keep_what_is_not_written(target: Target<'_>, old: &Value, new: &mut Value) {
-    let keep = |new: &mut Value, field: &str| {
-        if let Some(object) = new.as_object_mut() {
-            match old.get(field) {
-                Some(value) => object.insert(field.to_owned(), value.clone()),
-                None => object.remove(field),
-            };
-        }
-    };
-    match (target.part, target.resource.subresources) {
-        (Part::Main, Subresources::None) => {}
-        (Part::Main, Subresources::Status) => keep(new, "status"),
-        (Part::Status, _) => {
-            let status = new.get("status").cloned();
-            let metadata = new["metadata"].clone();
-            *new = old.clone();
-            keep_status(new, status);
-            // The status of the kinds of Kubernetes takes metadata along, ours does not.
-            if target.resource.built_in().is_some() {
-                new["metadata"] = metadata;
-            } else {
-                new["metadata"]["managedFields"] = metadata["managedFields"].clone();
-            }
-        }
-    }
-    let Some(metadata) = new["metadata"].as_object_mut() else { return };
-    for field in [
-        "uid",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "generation",
-        "name",
-        "namespace",
-        "resourceVersion",
-    ] {
-        match old["metadata"].get(field) {
-            Some(value) => metadata.insert(field.to_owned(), value.clone()),
-            None => metadata.remove(field),
-        };
-    }
-}
-
-fn keep_status(object: &mut Value, status: Option<Value>) {
-    if let Some(object) = object.as_object_mut() {
-        match status {
-            Some(status) => object.insert("status".to_owned(), status),
-            None => object.remove("status"),
-        };
-    }
-}
-
-fn check_kind(resource: &Resource, object: &Value) -> Result<(), ApiError> {
-    if !object.is_object() || object.get("metadata").is_some_and(|metadata| !metadata.is_object()) {
-        return Err(ApiError::bad_request("the object and its metadata must be JSON objects"));
-    }
-    let wanted = [("apiVersion", resource.api_version()), ("kind", resource.kind.clone())];
-    for (field, wanted) in wanted {
-        match object.get(field).and_then(Value::as_str) {
-            Some(found) if found == wanted => {}
-            None if resource.built_in().is_some() => {}
-            found => {
-                return Err(ApiError::bad_request(format!(
-                    "{field} of the object is {:?}, the request is for {wanted:?}",
-                    found.unwrap_or_default()
-                )));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// An object may repeat the name and the namespace of its path, but not contradict them.
-fn check_place(target: Target<'_>, object: &Value) -> Result<(), ApiError> {
-    let name = object["metadata"]["name"].as_str().unwrap_or_default();
-    if !name.is_empty() && !target.name.is_empty() && name != target.name {
-        return Err(ApiError::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            target.name
-        )));
-    }
-    let namespace = object["metadata"]["namespace"].as_str().unwrap_or_default();
-    if !namespace.is_empty() && namespace != target.namespace {
-        return Err(ApiError::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    Ok(())
-}
-
-fn check_configuration(target: Target<'_>, configuration: &Value) -> Result<(), ApiError> {
-    for field in ["apiVersion", "kind"] {
-        if configuration[field].as_str().is_none_or(str::is_empty) {
-            return Err(ApiError::bad_request(format!("an applied object must have {field}")));
-        }
-    }
-    check_kind(target.resource, configuration)?;
-    if !configuration["metadata"]["managedFields"].is_null() {
-        return Err(ApiError::bad_request("metadata.managedFields must be nil"));
-    }
-    check_place(target, configuration)
-}
-
-fn check_preconditions(
-    resource: &Resource,
-    name: &str,
-    stored: &Value,
-    uid: Option<&str>,
-    resource_version: Option<&str>,
-) -> Result<(), ApiError> {
-    for (what, wanted, found) in [
-        ("UID", uid, &stored["metadata"]["uid"]),
-        ("ResourceVersion", resource_version, &stored["metadata"]["resourceVersion"]),
-    ] {
-        let found = found.as_str().unwrap_or_default();
-        if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
-            let why = format!(
-                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: \
-                 {found}"
-            );
-            return Err(ApiError::conflict(resource, name, &why));
-        }
-    }
-    Ok(())
-}
-
-fn check_metadata(resource: &Resource, name: &str) -> Vec<Cause> {
-    let is_label = |text: &str| {
-        !text.is_empty()
-            && text.len() <= 63
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !text.starts_with('-')
-            && !text.ends_with('-')
-    };
-    let (valid, rule) = match resource.built_in() {
-        Some(BuiltIn::Service) => (
-            is_label(name) && name.starts_with(|first: char| first.is_ascii_lowercase()),
-            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start \
-             with an alphabetic character, and end with an alphanumeric character",
-        ),
-        Some(BuiltIn::Namespace) => (
-            is_label(name),
-            "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or \
-             '-', and must start and end with an alphanumeric character",
-        ),
-        _ => (
-            name.len() <= 253 && name.split('.').all(|part| part.len() > 63 || is_label(part)),
-            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, \
-             '-' or '.', and must start and end with an alphanumeric character",
-        ),
-    };
-    if valid { Vec::new() } else { vec![Cause::invalid("metadata.name", &json!(name), rule)] }
-}
-
-fn check_finalizers(old: &Value, new: &Value) -> Vec<Cause> {
-    if old["metadata"]["deletionTimestamp"].is_null() {
-        return Vec::new();
-    }
-    let before = old["metadata"]["finalizers"].as_array();
-    let after = new["metadata"]["finalizers"].as_array().into_iter().flatten();
-    let added: Vec<_> = after
-        .filter(|finalizer| !before.is_some_and(|before| before.contains(finalizer)))
-        .map(Value::to_string)
-        .collect();
-    if added.is_empty() {
-        return Vec::new();
-    }
-    let rule = format!(
-        "no new finalizers can be added if the object is being deleted, found new finalizers {}",
-        added.join(", ")
-    );
-    vec![Cause::forbidden("metadata.finalizers", &rule)]
-}
-
 fn parse_continue(token: &str) -> Result<(u64, Key), ApiError> {
     let mut parts = token.splitn(3, '/');
     match (parts.next().map(str::parse), parts.next(), parts.next()) {
@@ -918,7 +700,7 @@ fn parse_continue(token: &str) -> Result<(u64, Key), ApiError> {
     }
 }
 
-fn manager<'a>(target: Target<'a>, name: &'a str, operation: Operation) -> Manager<'a> {
+fn manager<'a>(target: Target<'a>, name: &'a str, operation: apply::Operation) -> Manager<'a> {
     Manager {
         name,
         operation,
@@ -928,61 +710,4 @@ fn manager<'a>(target: Target<'a>, name: &'a str, operation: Operation) -> Manag
             Part::Status => "status",
         },
     }
-}
-
-fn has_generation(resource: &Resource) -> bool {
-    resource.built_in().is_none_or(BuiltIn::has_generation)
-}
-
-/// All that is neither metadata nor status.
-fn wanted_state(object: &Value) -> Vec<(&String, &Value)> {
-    let fields = object.as_object().into_iter().flatten();
-    fields.filter(|(field, _)| !matches!(field.as_str(), "metadata" | "status")).collect()
-}
-
-/// Every field of one value that another does not have, without nulls.
-fn missing_from(written: &Value, kept: &Value, at: &str, missing: &mut Vec<String>) {
-    match (written, kept) {
-        (Value::Object(written), Value::Object(kept)) => {
-            for (name, value) in written.iter().filter(|(_, value)| !value.is_null()) {
-                let at = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };
-                match kept.get(name) {
-                    Some(kept) => missing_from(value, kept, &at, missing),
-                    // Written under this name, kept under another.
-                    None if at == "stringData" => {}
-                    None => missing.push(at),
-                }
-            }
-        }
-        (Value::Array(written), Value::Array(kept)) => {
-            for (index, (written, kept)) in written.iter().zip(kept).enumerate() {
-                missing_from(written, kept, &format!("{at}[{index}]"), missing);
-            }
-        }
-        _ => {}
-    }
-}
-
-fn take_metadata(object: &mut Value) -> Value {
-    let metadata = object.as_object_mut().and_then(|object| object.remove("metadata"));
-    metadata.unwrap_or_else(|| json!({}))
-}
-
-fn put_metadata(object: &mut Value, metadata: Value) {
-    object["metadata"] = metadata;
-}
-
-fn without_metadata(object: &Value) -> Value {
-    let mut object = object.clone();
-    take_metadata(&mut object);
-    object["metadata"] = json!({});
-    object
-}
-
-fn is_empty(list: &Value) -> bool {
-    list.as_array().is_none_or(Vec::is_empty)
-}
-
-fn timestamp(now: Timestamp) -> Value {
-    json!(now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
 }

@@ -49,8 +49,8 @@ pub(crate) fn apply(
     let applied = all_fields(schema, configuration, &mut Vec::new());
     let differing = changed(schema, live, configuration, &mut Vec::new());
     let mut entries = entries(live);
-    let mine = entries.iter().position(|entry| is_of(entry, manager));
-    let before = mine.map(|index| fields(&entries.remove(index)));
+    let mine = entries.iter().position(|entry| is_of(entry, manager)).unwrap_or(entries.len());
+    let before = if mine < entries.len() { fields(&entries.remove(mine)) } else { Fields::new() };
     let mut conflicts = Vec::new();
     let mut elsewhere = Fields::new();
     for entry in &mut entries {
@@ -68,10 +68,10 @@ pub(crate) fn apply(
         return Err(ApiError::apply_conflict(conflicts));
     }
     let mut merged = live.clone();
-    let given_up = subtract(&subtract(&before.unwrap_or_default(), &applied), &elsewhere);
+    let given_up = subtract(&subtract(&before, &applied), &elsewhere);
     remove(&mut merged, &given_up);
     merge(schema, &mut merged, configuration, &mut Vec::new());
-    entries.push(entry(manager, applied));
+    entries.insert(mine, entry(manager, applied));
     set_entries(&mut merged, entries);
     Ok(merged)
 }
@@ -86,13 +86,13 @@ pub(crate) fn record_update(
     let mut entries = old.map(entries).unwrap_or_default();
     let changed = changed(schema, old.unwrap_or(&Value::Null), new, &mut Vec::new());
     let present = all_fields(schema, new, &mut Vec::new());
-    let mine = entries.iter().position(|entry| is_of(entry, manager));
-    let before = mine.map(|index| fields(&entries.remove(index))).unwrap_or_default();
+    let mine = entries.iter().position(|entry| is_of(entry, manager)).unwrap_or(entries.len());
+    let before = if mine < entries.len() { fields(&entries.remove(mine)) } else { Fields::new() };
     for entry in &mut entries {
         let kept = intersect(&subtract(&fields(entry), &changed), &present);
         entry["fieldsV1"] = Value::Object(kept);
     }
-    entries.push(entry(manager, intersect(&union(&before, &changed), &present)));
+    entries.insert(mine, entry(manager, intersect(&union(&before, &changed), &present)));
     set_entries(new, entries);
 }
 
@@ -120,7 +120,12 @@ fn entries(object: &Value) -> Vec<Value> {
 
 fn set_entries(object: &mut Value, mut entries: Vec<Value>) {
     entries.retain(|entry| entry["fieldsV1"].as_object().is_some_and(|fields| !fields.is_empty()));
-    object["metadata"]["managedFields"] = Value::Array(entries);
+    if let Some(metadata) = object["metadata"].as_object_mut() {
+        metadata.remove("managedFields");
+        if !entries.is_empty() {
+            metadata.insert("managedFields".to_owned(), Value::Array(entries));
+        }
+    }
 }
 
 fn entry(manager: &Manager<'_>, fields: Fields) -> Value {

@@ -165,7 +165,7 @@ impl BuiltIn {
     pub(crate) fn complete(self, new: &mut Value, old: Option<&Value>) {
         match self {
             Self::EndpointSlice => {
-                for port in new["ports"].as_array_mut().into_iter().flatten() {
+                for port in items_mut(new, "ports") {
                     set_default(port, "name", "");
                     set_default(port, "protocol", "TCP");
                 }
@@ -287,6 +287,14 @@ pub(crate) fn set_default(object: &mut Value, field: &str, default: impl Into<Va
     }
 }
 
+/// The items of a list, if there is one.
+pub(crate) fn items_mut<'a>(
+    object: &'a mut Value,
+    field: &str,
+) -> impl Iterator<Item = &'a mut Value> {
+    object.get_mut(field).and_then(Value::as_array_mut).into_iter().flatten()
+}
+
 fn through<T: DeserializeOwned + Serialize>(object: Value) -> Result<Value, serde_json::Error> {
     serde_json::to_value(serde_json::from_value::<T>(object)?)
 }
@@ -301,17 +309,14 @@ fn secret(object: Value) -> Result<Value, serde_json::Error> {
 }
 
 fn event_causes(event: &Value, causes: &mut Vec<Cause>) {
-    let regarded = &event["involvedObject"]["namespace"];
-    let own = event["metadata"]["namespace"].as_str().unwrap_or_default();
-    if regarded.as_str().unwrap_or("default") != own {
-        causes.push(Cause::invalid(
-            "involvedObject.namespace",
-            regarded,
-            "does not match event.namespace",
-        ));
-    }
     // Only Events of the newer form carry a time of this precision, and the newer rules with it.
     if event["eventTime"].is_null() {
+        let regarded = &event["involvedObject"]["namespace"];
+        let own = event["metadata"]["namespace"].as_str().unwrap_or_default();
+        if regarded.as_str().unwrap_or("default") != own {
+            let rule = "does not match event.namespace";
+            causes.push(Cause::invalid("involvedObject.namespace", regarded, rule));
+        }
         return;
     }
     for (stored, field) in [

@@ -178,6 +178,14 @@ impl ApiError {
         Self::about(resource, name, 403, "Forbidden", &why)
     }
 
+    pub(crate) fn denied(message: &str) -> Self {
+        Self::new(
+            403,
+            "Forbidden",
+            format!("admission of metallb.io denied the request: {message}"),
+        )
+    }
+
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(500, "InternalError", message)
     }

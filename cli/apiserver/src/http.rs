@@ -257,9 +257,8 @@ fn start_watch(
         namespace: place.namespace.map(str::to_owned),
         selector: selector(&place.resource, query)?,
         start: match version {
-            _ if initial => Start::InitialEvents,
-            Some(version) => Start::After(version),
-            None => Start::Now,
+            Some(version) if !initial => Start::After(version),
+            _ => Start::Present,
         },
         bookmarks: on("allowWatchBookmarks"),
         timeout,

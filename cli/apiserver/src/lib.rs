@@ -19,6 +19,7 @@
 //!
 //! Where to read on: <https://kubernetes.io/docs/reference/using-api/api-concepts/>.
 
+mod admission;
 mod api;
 mod apply;
 mod builtin;
@@ -26,6 +27,7 @@ mod convert;
 mod discovery;
 mod error;
 mod http;
+mod object;
 mod patch;
 mod path;
 mod resource;
@@ -77,6 +79,9 @@ pub struct Options {
     pub service_networks: Vec<IpNet>,
     /// Where node ports come from.
     pub node_ports: RangeInclusive<u16>,
+    /// The namespace for which the rules of `config` are asked at each write of its objects; none
+    /// leaves it at the schemas, as a cluster without our webhook does.
+    pub admission_namespace: Option<String>,
     /// How many changes of each kind are kept for watches that resume or lag; at least 1.
     pub watch_window: usize,
     /// How often a quiet watch that asks for bookmarks gets one.
@@ -107,6 +112,7 @@ impl Default for Options {
             seed: rand::random(),
             service_networks: [v4, v6].into_iter().flatten().collect(),
             node_ports: 30000..=32767,
+            admission_namespace: Some("metallb-system".to_owned()),
             watch_window: 10_000,
             bookmark_interval: Duration::from_secs(60),
         }
@@ -288,6 +294,7 @@ impl fmt::Debug for Options {
             .field("seed", &self.seed)
             .field("service_networks", &self.service_networks)
             .field("node_ports", &self.node_ports)
+            .field("admission_namespace", &self.admission_namespace)
             .field("watch_window", &self.watch_window)
             .field("bookmark_interval", &self.bookmark_interval)
             .finish_non_exhaustive()

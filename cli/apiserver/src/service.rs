@@ -3,7 +3,7 @@
 //! <https://kubernetes.io/docs/reference/kubernetes-api/service-resources/service-v1/>.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
     ops::RangeInclusive,
 };
@@ -11,7 +11,10 @@ use std::{
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use crate::{builtin::set_default, error::Cause};
+use crate::{
+    builtin::{items_mut, set_default},
+    error::Cause,
+};
 
 /// Cluster addresses and node ports in use.
 #[derive(Debug)]
@@ -38,18 +41,20 @@ impl Allocator {
 
     /// Takes note of a stored change.
     pub(crate) fn replace(&mut self, old: Option<&Value>, new: Option<&Value>) {
-        for service in old.into_iter() {
+        if let Some(service) = old {
             for address in cluster_addresses(service) {
                 self.addresses.remove(&address);
             }
             for port in node_ports(service) {
-                if let Some(count) = self.ports_used.get_mut(&port) {
-                    *count -= 1;
+                if let Entry::Occupied(mut count) = self.ports_used.entry(port) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
                 }
             }
-            self.ports_used.retain(|_, count| *count > 0);
         }
-        for service in new.into_iter() {
+        if let Some(service) = new {
             self.addresses.extend(cluster_addresses(service));
             for port in node_ports(service) {
                 *self.ports_used.entry(port).or_default() += 1;
@@ -149,11 +154,11 @@ pub(crate) fn complete_status(new: &mut Value) -> Result<(), Vec<Cause>> {
         new["status"]["loadBalancer"] = json!({});
     }
     let at = "status.loadBalancer.ingress";
-    let ingress = new["status"]["loadBalancer"]["ingress"].as_array_mut();
-    if ingress.as_ref().is_some_and(|ingress| !is_load_balancer && !ingress.is_empty()) {
+    let load_balancer = &mut new["status"]["loadBalancer"];
+    if !is_load_balancer && load_balancer["ingress"].as_array().is_some_and(|all| !all.is_empty()) {
         causes.push(Cause::forbidden(at, "may only be used when `spec.type` is 'LoadBalancer'"));
     }
-    for (index, entry) in ingress.into_iter().flatten().enumerate() {
+    for (index, entry) in items_mut(load_balancer, "ingress").enumerate() {
         let at = format!("{at}[{index}]");
         match entry.get("ip").and_then(Value::as_str) {
             Some(ip) if ip.parse::<IpAddr>().is_err() && canonical(ip).is_none() => {
@@ -214,7 +219,7 @@ fn set_defaults(spec: &mut Value) {
     if spec["sessionAffinity"] == "ClientIP" {
         set_default(spec, "sessionAffinityConfig", json!({"clientIP": {"timeoutSeconds": 10800}}));
     }
-    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+    for port in items_mut(spec, "ports") {
         set_default(port, "protocol", "TCP");
         if matches!(&port["targetPort"], Value::Null) || port["targetPort"] == 0 {
             port["targetPort"] = port["port"].clone();
@@ -259,7 +264,7 @@ fn carry_over(new: &mut Value, old: &Value) {
     if !is_exposed(spec) || !is_exposed(old) {
         return;
     }
-    for port in spec["ports"].as_array_mut().into_iter().flatten() {
+    for port in items_mut(spec, "ports") {
         let was = old["ports"]
             .as_array()
             .into_iter()
@@ -296,7 +301,7 @@ fn drop_what_the_type_excludes(service: &mut Value) {
     }
     if !exposed {
         remove(&["externalTrafficPolicy"]);
-        for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        for port in items_mut(&mut service["spec"], "ports") {
             if let Some(port) = port.as_object_mut() {
                 port.remove("nodePort");
             }
@@ -473,7 +478,7 @@ fn allocate_node_ports(
     let used_up = |at: &str| Cause::invalid(at, &json!(0), "the range of node ports is used up");
     let mut chosen = BTreeSet::new();
     let wants_ports = spec["type"] == "NodePort" || spec["allocateLoadBalancerNodePorts"] == true;
-    for (index, port) in spec["ports"].as_array_mut().into_iter().flatten().enumerate() {
+    for (index, port) in items_mut(spec, "ports").enumerate() {
         let at = format!("spec.ports[{index}].nodePort");
         let written = port["nodePort"].as_u64().filter(|number| *number != 0);
         match written.map(u16::try_from) {

@@ -11,6 +11,9 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+/// A new store has a past that is no longer known, as a server has that was started again.
+const FIRST_REVISION: u64 = 1000;
+
 /// Namespace (empty for cluster-scoped kinds) and name.
 pub(crate) type Key = (String, String);
 
@@ -53,11 +56,11 @@ impl Store {
         let collection = || Collection {
             objects: Objects::new(),
             log: VecDeque::new(),
-            floor: 0,
-            news: watch::Sender::new(0),
+            floor: FIRST_REVISION,
+            news: watch::Sender::new(FIRST_REVISION),
         };
         let collections = (0..collections).map(|_| collection()).collect();
-        Self { revision: 1, window: window.max(1), collections }
+        Self { revision: FIRST_REVISION, window: window.max(1), collections }
     }
 
     /// The revision of the last write to any collection.

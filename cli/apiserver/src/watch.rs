@@ -22,8 +22,6 @@ use crate::{
 
 /// A watch without `timeoutSeconds` ends after this time.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-/// So long before its end a watch gets a last bookmark.
-const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
 /// The query of a watch.
 #[derive(Debug)]
@@ -39,10 +37,8 @@ pub(crate) struct WatchQuery {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
-    /// The present objects as additions, then changes.
-    Now,
-    /// The same, with a bookmark between the two.
-    InitialEvents,
+    /// The present objects as additions, a bookmark if those are wanted, then changes.
+    Present,
     /// The changes after a revision.
     After(u64),
 }
@@ -100,13 +96,13 @@ pub(crate) fn start(
                 watch.ended = true;
             }
         }
-        Start::Now | Start::InitialEvents => {
+        Start::Present => {
             for object in api.store.objects(watch.resource.storage).values() {
                 if watch.is_wanted(object) {
                     watch.push("ADDED", object);
                 }
             }
-            if watch.query.start == Start::InitialEvents && watch.query.bookmarks {
+            if watch.query.bookmarks {
                 watch.push_bookmark(&json!({"k8s.io/initial-events-end": "true"}));
             }
         }
@@ -212,11 +208,8 @@ impl Watch {
     }
 
     fn plan_bookmark(&mut self) {
-        let now = Instant::now();
-        let regular = now + self.server.inner.bookmark_interval;
-        let last = self.deadline.checked_sub(LAST_BOOKMARK).unwrap_or(now);
-        let next = regular.min(last);
-        self.next_bookmark = (self.query.bookmarks && next > now).then_some(next);
+        let next = Instant::now() + self.server.inner.bookmark_interval;
+        self.next_bookmark = self.query.bookmarks.then_some(next);
     }
 }
 

@@ -72,6 +72,17 @@ impl Lab {
         &self.directory
     }
 
+    /// The last `lines` lines of every log in the folder, each under its name; for messages about
+    /// failures. Those of processes that have ended are there too.
+    pub fn log_tails(&self, lines: usize) -> String {
+        let entries = fs::read_dir(&self.directory).into_iter().flatten().flatten();
+        let logs: BTreeSet<_> = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "log"))
+            .collect();
+        logs.iter().map(|log| process::tail(&log.display().to_string(), log, lines)).collect()
+    }
+
     /// A namespace with nothing but the loopback device, up. It answers to `name` in this lab;
     /// the kernel knows it by [`Namespace::full_name`].
     ///

@@ -1,12 +1,14 @@
 //! One network namespace, and the virtual cables and switches between several.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use nix::sched::{CloneFlags, setns};
 
 use crate::{Process, output};
 
@@ -114,6 +116,26 @@ impl Namespace {
     pub fn spawn(&self, name: &str, command: Command) -> Result<Process> {
         let log: PathBuf = self.directory.join(format!("{}-{name}.log", self.name));
         Process::start(format!("{name} in {}", self.name), command, &log)
+    }
+
+    /// Calls `make` inside, in this process. A socket stays in the namespace that it was made in,
+    /// wherever it is used afterwards.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered, and those of `make`.
+    pub fn inside<T: Send>(&self, make: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let path = Path::new("/run/netns").join(&*self.full_name);
+        let enter = || {
+            let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
+            setns(file, CloneFlags::CLONE_NEWNET)
+                .with_context(|| format!("entering {}", path.display()))?;
+            make()
+        };
+        // A thread of its own, that ends inside: no other code ever runs in the wrong namespace.
+        std::thread::scope(|scope| match scope.spawn(enter).join() {
+            Ok(made) => made,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
     }
 
     /// `ip` with these arguments, separated by blanks, for this namespace.

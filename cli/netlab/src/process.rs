@@ -75,11 +75,7 @@ impl Process {
 
     /// The last `lines` lines of its log, under a heading; for messages about failures.
     pub fn log_tail(&self, lines: usize) -> String {
-        let bytes = fs::read(&self.log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&bytes);
-        let all: Vec<_> = text.lines().collect();
-        let tail = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
-        format!("---- {} ({})\n{}\n", self.name, self.log.display(), tail.join("\n"))
+        tail(&format!("{} ({})", self.name, self.log.display()), &self.log, lines)
     }
 
     /// How it ended, if it has.
@@ -147,6 +143,15 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The last `lines` lines of a log, under a heading.
+pub(crate) fn tail(heading: &str, log: &Path, lines: usize) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&bytes);
+    let all: Vec<_> = text.lines().collect();
+    let tail = all.get(all.len().saturating_sub(lines)..).unwrap_or_default();
+    format!("---- {heading}\n{}\n", tail.join("\n"))
 }
 
 /// The kernel sends the parent-death signal when the *thread* that started the child ends, not the

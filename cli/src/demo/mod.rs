@@ -11,7 +11,7 @@ mod stage;
 mod story;
 mod wire;
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,6 +40,9 @@ pub struct Options {
     /// Print the results as JSON
     #[arg(long)]
     json: bool,
+    /// Also write the measurements to this file, as JSON
+    #[arg(long, value_name = "FILE")]
+    measurements: Option<PathBuf>,
 }
 
 /// Plays the demo; success only if every step was seen to work.

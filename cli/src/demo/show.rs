@@ -2,9 +2,11 @@
 
 use std::{
     io::{IsTerminal, Write},
+    path::Path,
     time::{Duration, Instant},
 };
 
+use anyhow::Context;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets::UTF8_FULL_CONDENSED};
 use serde::Serialize;
 
@@ -33,14 +35,18 @@ struct Step {
     milliseconds: f64,
 }
 
-/// One quantity, measured several times, in milliseconds.
+/// One quantity, measured several times.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measurement {
     pub name: String,
+    pub unit: &'static str,
     pub runs: usize,
     pub min: f64,
     pub median: f64,
     pub max: f64,
+    /// What the largest must not exceed; none is set for most.
+    pub goal: Option<f64>,
+    pub met: Option<bool>,
 }
 
 impl Measurement {
@@ -55,7 +61,14 @@ impl Measurement {
         } else {
             (values[middle - 1] + values[middle]) / 2.0
         };
-        Some(Self { name: name.to_owned(), runs: values.len(), min, median, max })
+        let name = name.to_owned();
+        let runs = values.len();
+        Some(Self { name, unit: "ms", runs, min, median, max, goal: None, met: None })
+    }
+
+    /// The same, with what the largest must not exceed.
+    pub fn with_goal(self, goal: f64) -> Self {
+        Self { goal: Some(goal), met: Some(self.max <= goal), ..self }
     }
 }
 
@@ -109,6 +122,15 @@ impl Show {
 
     pub fn measured(&mut self, measurement: Option<Measurement>) {
         self.results.measurements.extend(measurement);
+    }
+
+    /// The rows of a benchmark, as JSON.
+    ///
+    /// # Errors
+    /// When they cannot be written.
+    pub fn write_measurements(&self, file: &Path) -> anyhow::Result<()> {
+        let rows = serde_json::to_string_pretty(&self.results.measurements)?;
+        std::fs::write(file, rows).with_context(|| format!("writing {}", file.display()))
     }
 
     /// Prints everything seen to standard output.

@@ -14,7 +14,6 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream},
     path::{Path, PathBuf},
@@ -23,7 +22,6 @@ use std::{
 
 use anyhow::Context;
 use netlab::{End, Lab, Namespace, Process, Switch, connect};
-use nix::sched::{CloneFlags, setns};
 
 use super::cluster::NAMESPACE;
 
@@ -173,7 +171,7 @@ impl Stage {
     pub async fn speaker_ready(&self, number: u8, limit: Duration) -> anyhow::Result<()> {
         let node = &self.nodes[index(number)];
         let deadline = Instant::now() + limit;
-        while let Err(error) = inside(&node.namespace, is_ready) {
+        while let Err(error) = node.namespace.inside(is_ready) {
             anyhow::ensure!(
                 Instant::now() < deadline,
                 "the speaker of {} is not ready after {limit:?}: {error:#}",
@@ -312,29 +310,6 @@ fn plug(
     addresses: &[&str],
 ) -> anyhow::Result<()> {
     lan.plug(End { namespace, device: DEVICE, mac, addresses })
-}
-
-/// Calls `make` with this process's own thread inside the namespace. A socket stays in the namespace that it was made
-/// in, wherever it is used afterwards.
-///
-/// # Errors
-/// When the namespace cannot be entered.
-pub fn inside<T: Send>(
-    namespace: &Namespace,
-    make: impl FnOnce() -> anyhow::Result<T> + Send,
-) -> anyhow::Result<T> {
-    let path = Path::new("/run/netns").join(namespace.full_name());
-    let enter = || {
-        let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
-        setns(file, CloneFlags::CLONE_NEWNET)
-            .with_context(|| format!("entering {}", path.display()))?;
-        make()
-    };
-    // A thread of its own, that ends inside: no other code ever runs in the wrong namespace.
-    std::thread::scope(|scope| match scope.spawn(enter).join() {
-        Ok(made) => made,
-        Err(panic) => std::panic::resume_unwind(panic),
-    })
 }
 
 /// The binary of this name that lies beside this program.

@@ -16,8 +16,6 @@ use netlab::Namespace;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Notify;
 
-use super::stage::inside;
-
 /// `ETH_P_ALL` of packet(7).
 const ALL_PROTOCOLS: u16 = 3;
 /// A demo sees some hundred announcements; more than this and the oldest are let go.
@@ -56,7 +54,7 @@ impl Sniffer {
     /// # Errors
     /// When the kernel gives no packet socket (it wants `CAP_NET_RAW`).
     pub fn start(namespace: &Namespace) -> anyhow::Result<Self> {
-        let socket = inside(namespace, || {
+        let socket = namespace.inside(|| {
             // The kernel takes the protocol in network byte order.
             let protocol = Protocol::from(i32::from(ALL_PROTOCOLS.to_be()));
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(protocol))

@@ -1,18 +1,24 @@
-//! API clients with the timeouts that a daemon needs.
+//! The cluster: which one, as whom, with what patience, and until when.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use kube::{Client, Config};
+use http::{HeaderValue, header::USER_AGENT};
+use kube::{Client, Config, core::Status};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::info;
 
-/// Longest that one request other than a watch may take.
+use crate::watch::WATCH_SECONDS;
+
+/// Longest that one request other than a watch may take; an API server that hangs looks like one
+/// that is away.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A watch ends by itself after this many seconds and is resumed, so that a peer which vanished
-/// without a word is noticed.
-pub(crate) const WATCH_SECONDS: u32 = 60;
-
-/// Two clients, because reading a watch and writing want different patience.
+/// One client for watches, which may be silent for a minute, and one for everything else.
 #[derive(Clone)]
 pub struct Clients {
     pub watch: Client,
@@ -25,24 +31,28 @@ impl std::fmt::Debug for Clients {
     }
 }
 
-/// Connects as `KUBECONFIG` says, else as the pod's service account. `agent` names this program in
-/// the audit log. Must run after [`install_crypto`].
-pub async fn connect(agent: &str) -> Result<Clients> {
-    let config = Config::infer()
-        .await
-        .context("no Kubernetes configuration: set KUBECONFIG or run in a cluster")?;
-    let with = |read: Duration, retry: bool| -> Result<Client> {
-        let mut config = config.clone();
-        config.read_timeout = Some(read);
-        config.connect_timeout = Some(REQUEST_TIMEOUT);
-        config.default_retry = retry;
-        config.headers.push((http::header::USER_AGENT, agent.parse()?));
-        Client::try_from(config).context("cannot build the API client")
+/// Finds the cluster by `KUBECONFIG` or `~/.kube/config`, else as the Pod's service account; no
+/// request is made yet. `agent` names this program in the audit log. With the clients comes the
+/// namespace to work in: as given, else the Pod's, else the kubeconfig's. Must run after
+/// [`install_crypto`].
+///
+/// # Errors
+/// When there is neither a kubeconfig nor a Pod, or what there is cannot be used.
+pub async fn connect(agent: &str, namespace: Option<String>) -> Result<(Clients, String)> {
+    let config = Config::infer().await.context("no cluster: neither a kubeconfig nor a Pod")?;
+    let namespace =
+        namespace.or_else(namespace_of_pod).unwrap_or_else(|| config.default_namespace.clone());
+    info!(agent, api_server = %config.cluster_url, namespace, "starting");
+    let clients = Clients {
+        // Longer than a watch lasts: only a peer that vanished without a word is given up.
+        watch: client(
+            config.clone(),
+            agent,
+            Duration::from_secs(u64::from(WATCH_SECONDS)) + REQUEST_TIMEOUT * 3,
+        )?,
+        write: client(config, agent, REQUEST_TIMEOUT * 2)?,
     };
-    Ok(Clients {
-        watch: with(Duration::from_secs(u64::from(WATCH_SECONDS) + 15), true)?,
-        write: with(REQUEST_TIMEOUT * 2, false)?,
-    })
+    Ok((clients, namespace))
 }
 
 /// Chooses the TLS implementation of the process. Call first in `main`: a second provider anywhere
@@ -52,16 +62,66 @@ pub fn install_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The namespace to work in: as given, else the pod's.
+/// A token that SIGTERM and SIGINT cancel.
 ///
 /// # Errors
-/// When neither is known.
-pub fn namespace(given: Option<String>) -> Result<String> {
-    const FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
-    match given {
-        Some(namespace) => Ok(namespace),
-        None => std::fs::read_to_string(FILE).map(|text| text.trim().to_owned()).context(
-            "the namespace is not known: give --namespace (METALLB_NAMESPACE) outside a cluster",
-        ),
+/// When the handlers cannot be installed.
+pub fn stop_on_signals() -> Result<CancellationToken> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        stopping.cancel();
+    });
+    Ok(stop)
+}
+
+/// Why a request came to nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    #[error(transparent)]
+    Failed(#[from] kube::Error),
+    #[error("no answer within {REQUEST_TIMEOUT:?}")]
+    Silence,
+}
+
+impl RequestError {
+    /// What the API server said, if it was the one to refuse.
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Failed(kube::Error::Api(status)) => Some(status),
+            Self::Failed(_) | Self::Silence => None,
+        }
     }
+}
+
+/// One request, which may take [`REQUEST_TIMEOUT`].
+///
+/// # Errors
+/// When the API server refuses it, cannot be reached or does not answer in time.
+pub async fn request<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
+    match timeout(REQUEST_TIMEOUT, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(RequestError::Silence),
+    }
+}
+
+fn client(mut config: Config, agent: &str, read_timeout: Duration) -> Result<Client> {
+    config.read_timeout = Some(read_timeout);
+    config.connect_timeout = Some(REQUEST_TIMEOUT);
+    // Whoever asks decides when to ask again.
+    config.default_retry = false;
+    config.headers.push((USER_AGENT, HeaderValue::try_from(agent)?));
+    Client::try_from(config).context("cannot build the API client")
+}
+
+fn namespace_of_pod() -> Option<String> {
+    const FILE: &str = "/var/run/secrets/kubernetes.io/serviceaccount/namespace";
+    let text = std::fs::read_to_string(FILE).ok()?;
+    Some(text.trim().to_owned()).filter(|namespace| !namespace.is_empty())
 }

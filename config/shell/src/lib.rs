@@ -4,7 +4,11 @@
 
 pub mod client;
 pub mod events;
+pub mod flags;
+pub mod metrics;
 pub mod probes;
 pub mod resources;
+pub mod slim;
+pub mod state;
 pub mod telemetry;
 pub mod watch;

@@ -1,178 +1,231 @@
-//! All custom resources of our namespace, and the Secrets that peers name, as one value.
+//! All custom resources of our namespace, and what else the configuration is made from, as one
+//! value.
 
 use std::{collections::BTreeMap, fmt::Debug};
 
-use config::{Resources, Secret};
-use k8s_openapi::api::core::v1 as core;
+use config::{Labels, Resources, Secret};
+use futures::{
+    StreamExt as _, future,
+    stream::{BoxStream, select_all},
+};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::{
-    Api, Client, Resource, ResourceExt as _, core::DeserializeGuard, core::NamespaceResourceScope,
+    Api, Client, Resource, ResourceExt as _,
+    core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta},
     runtime::watcher,
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::watch::{Change, Mirror, follow};
+use crate::{
+    metrics::ApiMetrics,
+    slim::SlimSecret,
+    watch::{Change, changes},
+};
 
-/// Changes waiting for the mirror; a watch that is ahead of it waits.
-const QUEUE: usize = 256;
+/// Changes that are looked at together.
+const BATCH: usize = 512;
 
-/// Which objects go into the value.
-#[derive(Debug, Clone)]
-pub struct Selection {
-    /// Where the custom resources live.
-    pub namespace: String,
-    /// Read the passwords of BGP peers (Secrets of type `kubernetes.io/basic-auth`).
-    pub secrets: bool,
-    /// Read the labels of every Namespace, which decide who may use a pool.
-    pub namespaces: bool,
+/// Which labels go into the value, besides the custom resources and the Secrets that peers name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Selection {
+    /// None: whoever asks needs none, or knows them already.
+    Unlabelled,
+    /// Those of every Namespace, which decide who may use a pool, and of every Node.
+    Labelled,
 }
 
-/// Follows everything for ever and hands the whole to `sink` whenever something changed, the first
-/// time when every list is complete. Ends when `sink` returns false.
-pub async fn follow_resources(
-    client: Client,
-    selection: Selection,
-    mut sink: impl AsyncFnMut(Resources) -> bool,
-) {
-    let (sender, mut receiver) = mpsc::channel(QUEUE);
-    let ns = selection.namespace.as_str();
-    let mut waiting = 6;
-    follow_kind(&client, ns, &sender, |m| &mut m.pools);
-    follow_kind(&client, ns, &sender, |m| &mut m.l2_advertisements);
-    follow_kind(&client, ns, &sender, |m| &mut m.bgp_advertisements);
-    follow_kind(&client, ns, &sender, |m| &mut m.bgp_peers);
-    follow_kind(&client, ns, &sender, |m| &mut m.bfd_profiles);
-    follow_kind(&client, ns, &sender, |m| &mut m.communities);
-    if selection.secrets {
-        waiting += 1;
-        let only = watcher::Config::default().fields("type=kubernetes.io/basic-auth");
-        spawn(
-            Api::<core::Secret>::namespaced(client.clone(), ns),
-            only,
-            &sender,
-            |mirrors, change| match change {
-                Change::Applied(secret) => mirrors.secrets.apply(*secret),
-                Change::Deleted(key) => mirrors.secrets.delete(&key),
-                Change::Listed => {}
-            },
-        );
-    }
-    if selection.namespaces {
-        waiting += 1;
-        let all = watcher::Config::default();
-        spawn(Api::<core::Namespace>::all(client.clone()), all, &sender, |mirrors, change| {
-            match change {
-                Change::Applied(namespace) => mirrors.namespaces.apply(*namespace),
-                Change::Deleted(key) => mirrors.namespaces.delete(&key),
-                Change::Listed => {}
-            }
-        });
-    }
-    drop(sender);
-    let mut mirrors = Mirrors::default();
-    while let Some(first) = receiver.recv().await {
-        let mut next = Some(first);
-        while let Some(update) = next {
-            waiting -= usize::from(update.listed);
-            (update.apply)(&mut mirrors);
-            next = receiver.try_recv().ok();
-        }
-        if waiting == 0 && !sink(mirrors.resources()).await {
-            return;
-        }
-    }
-}
-
-#[derive(Default)]
-struct Mirrors {
-    pools: Mirror<crds::IPAddressPool>,
-    l2_advertisements: Mirror<crds::L2Advertisement>,
-    bgp_advertisements: Mirror<crds::BGPAdvertisement>,
-    bgp_peers: Mirror<crds::BGPPeer>,
-    bfd_profiles: Mirror<crds::BFDProfile>,
-    communities: Mirror<crds::Community>,
-    secrets: Mirror<core::Secret>,
-    namespaces: Mirror<core::Namespace>,
-}
-
-impl Mirrors {
-    fn resources(&self) -> Resources {
-        Resources {
-            pools: self.pools.all(),
-            l2_advertisements: self.l2_advertisements.all(),
-            bgp_advertisements: self.bgp_advertisements.all(),
-            bgp_peers: self.bgp_peers.all(),
-            bfd_profiles: self.bfd_profiles.all(),
-            communities: self.communities.all(),
-            secrets: self.secrets.all().into_iter().map(read_secret).collect(),
-            nodes: BTreeMap::new(),
-            namespaces: self
-                .namespaces
-                .all()
-                .into_iter()
-                .map(|namespace| (namespace.name_any(), namespace.labels().clone()))
-                .collect(),
-        }
-    }
-}
-
-fn read_secret(secret: core::Secret) -> (String, Secret) {
-    let password = secret.data.as_ref().and_then(|data| data.get("password"));
-    let password = password.and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
-    (secret.name_any(), Secret { kind: secret.type_.unwrap_or_default(), password })
-}
-
-struct Update {
-    listed: bool,
-    apply: Box<dyn FnOnce(&mut Mirrors) + Send>,
-}
-
-/// Follows one custom kind. An object that does not even parse is left out, and said so, so that
-/// it cannot keep the good ones from being read.
-fn follow_kind<K>(
+/// The whole whenever something changed; for the first time when the first list of every kind is
+/// complete. An object that cannot be read is left out, or keeps the form in which it could, and
+/// holds up no other.
+pub fn resources(
     client: &Client,
     namespace: &str,
-    sender: &mpsc::Sender<Update>,
-    mirror: fn(&mut Mirrors) -> &mut Mirror<K>,
-) where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + Debug
-        + DeserializeOwned
-        + Send
-        + Sync
-        + 'static,
-{
-    let api = Api::<DeserializeGuard<K>>::namespaced(client.clone(), namespace);
-    spawn(api, watcher::Config::default(), sender, move |mirrors, change| match change {
-        Change::Applied(guard) => match guard.0 {
-            Ok(object) => mirror(mirrors).apply(object),
-            Err(invalid) => {
-                let name = invalid.metadata.name.unwrap_or_default();
-                let namespace = invalid.metadata.namespace.unwrap_or_default();
-                warn!(kind = %K::kind(&()), name, error = %invalid.error, "object left out: it does not match its schema");
-                mirror(mirrors).delete(&(namespace, name));
+    selection: Selection,
+    metrics: &ApiMetrics,
+) -> BoxStream<'static, Resources> {
+    let watches = Watches { client, namespace, metrics };
+    let mut steps = vec![
+        watches.ours(readable, |all, name, new| in_list(&mut all.pools, name, new)),
+        watches.ours(readable, |all, name, new| in_list(&mut all.l2_advertisements, name, new)),
+        watches.ours(readable, |all, name, new| in_list(&mut all.bgp_advertisements, name, new)),
+        watches.ours(readable, |all, name, new| in_list(&mut all.bgp_peers, name, new)),
+        watches.ours(readable, |all, name, new| in_list(&mut all.bfd_profiles, name, new)),
+        watches.ours(readable, |all, name, new| in_list(&mut all.communities, name, new)),
+        watches.ours(secret, |all, name, new| in_map(&mut all.secrets, name, new)),
+    ];
+    match selection {
+        Selection::Unlabelled => {}
+        Selection::Labelled => steps.extend([
+            watches.everywhere(labels::<Namespace>, |all, name, new| {
+                in_map(&mut all.namespaces, name, new)
+            }),
+            watches.everywhere(labels::<Node>, |all, name, new| in_map(&mut all.nodes, name, new)),
+        ]),
+    }
+    let mut unlisted = steps.len();
+    let mut resources = Resources::default();
+    let whole = move |steps: Vec<Step>| {
+        let mut changed = false;
+        for step in steps {
+            match step {
+                Step::Change(change) => changed |= change(&mut resources),
+                Step::Listed => {
+                    unlisted -= 1;
+                    changed = true;
+                }
             }
-        },
-        Change::Deleted(key) => mirror(mirrors).delete(&key),
-        Change::Listed => {}
-    });
+        }
+        future::ready((changed && unlisted == 0).then(|| resources.clone()))
+    };
+    select_all(steps).ready_chunks(BATCH).filter_map(whole).boxed()
 }
 
-fn spawn<K>(
-    api: Api<K>,
-    config: watcher::Config,
-    sender: &mpsc::Sender<Update>,
-    apply: impl Fn(&mut Mirrors, Change<K>) + Clone + Send + Sync + 'static,
-) where
-    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+/// What a watch means for the value.
+enum Step {
+    /// Says whether the value differs afterwards.
+    Change(Box<dyn FnOnce(&mut Resources) -> bool + Send>),
+    /// Once for each kind.
+    Listed,
+}
+
+struct Watches<'a> {
+    client: &'a Client,
+    namespace: &'a str,
+    metrics: &'a ApiMetrics,
+}
+
+/// Gives `None` for an object that cannot be read.
+type Read<K, T> = fn(K) -> Option<T>;
+/// Puts a value in the place of that name, or empties the place.
+type Set<T> = fn(&mut Resources, String, Option<T>) -> bool;
+
+impl Watches<'_> {
+    /// Follows a kind in the namespace of the custom resources.
+    fn ours<K, T>(&self, read: Read<K, T>, set: Set<T>) -> BoxStream<'static, Step>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Object,
+        T: Send + 'static,
+    {
+        self.follow(Api::namespaced(self.client.clone(), self.namespace), read, set)
+    }
+
+    /// Follows a kind without namespaces.
+    fn everywhere<K, T>(&self, read: Read<K, T>, set: Set<T>) -> BoxStream<'static, Step>
+    where
+        K: Resource<DynamicType = ()> + Object,
+        T: Send + 'static,
+    {
+        self.follow(Api::all(self.client.clone()), read, set)
+    }
+
+    fn follow<K, T>(&self, api: Api<K>, read: Read<K, T>, set: Set<T>) -> BoxStream<'static, Step>
+    where
+        K: Resource<DynamicType = ()> + Object,
+        T: Send + 'static,
+    {
+        let step = move |change: Change<K>| match change {
+            Change::Applied(object) => {
+                let name = object.name_any();
+                // What is known of an object that cannot be read stays.
+                let new = read(*object);
+                Step::Change(Box::new(move |all| new.is_some() && set(all, name, new)))
+            }
+            Change::Deleted((_, name)) => Step::Change(Box::new(move |all| set(all, name, None))),
+            Change::Listed => Step::Listed,
+        };
+        changes(api, watcher::Config::default(), self.metrics).map(step).boxed()
+    }
+}
+
+/// What a watch needs of its objects.
+trait Object: Clone + Debug + DeserializeOwned + Send + 'static {}
+impl<K: Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
+
+// The arguments are owned because that is what `Watches::follow` hands on.
+fn readable<K: Resource<DynamicType = ()>>(guard: DeserializeGuard<K>) -> Option<K> {
+    match guard.0 {
+        Ok(mut object) => {
+            object.meta_mut().managed_fields = None;
+            Some(object)
+        }
+        Err(error) => {
+            let name = error.metadata.name.as_deref().unwrap_or_default();
+            warn!(kind = %K::kind(&()), name, %error, "object cannot be read");
+            None
+        }
+    }
+}
+
+fn secret(object: SlimSecret) -> Option<Secret> {
+    Some(object.into())
+}
+
+fn labels<K: Resource<DynamicType = ()>>(object: PartialObjectMeta<K>) -> Option<Labels> {
+    Some(object.metadata.labels.unwrap_or_default())
+}
+
+/// In the order of names.
+fn in_list<K: Resource + PartialEq>(list: &mut Vec<K>, name: String, new: Option<K>) -> bool {
+    let place = list.binary_search_by(|object| object.name_any().cmp(&name));
+    match (place, new) {
+        (Ok(at), Some(new)) => {
+            let changed = list[at] != new;
+            list[at] = new;
+            changed
+        }
+        (Ok(at), None) => {
+            list.remove(at);
+            true
+        }
+        (Err(at), Some(new)) => {
+            list.insert(at, new);
+            true
+        }
+        (Err(_), None) => false,
+    }
+}
+
+fn in_map<N, T>(map: &mut BTreeMap<N, T>, name: String, new: Option<T>) -> bool
+where
+    N: From<String> + Ord,
+    T: Clone + PartialEq,
 {
-    let sender = sender.clone();
-    tokio::spawn(follow(api, config, async move |change| {
-        let listed = matches!(change, Change::Listed);
-        let apply = apply.clone();
-        let update = Update { listed, apply: Box::new(move |mirrors| apply(mirrors, change)) };
-        sender.send(update).await.is_ok()
-    }));
+    let name = N::from(name);
+    match new {
+        Some(new) => map.insert(name, new.clone()) != Some(new),
+        None => map.remove(&name).is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_list_holds_the_newest_of_each_name_in_order() {
+        let pool = |name: &str, addresses: &str| -> crds::IPAddressPool {
+            serde_json::from_value(json!({
+                "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
+                "metadata": {"name": name}, "spec": {"addresses": [addresses]},
+            }))
+            .unwrap()
+        };
+        let mut list = Vec::new();
+        for (name, new, changes) in [
+            ("b", Some("192.0.2.0/24"), true),
+            ("a", Some("192.0.2.0/24"), true),
+            ("b", Some("192.0.2.0/24"), false),
+            ("b", Some("198.51.100.0/24"), true),
+            ("c", None, false),
+            ("a", None, true),
+            ("c", Some("203.0.113.0/24"), true),
+        ] {
+            let new = new.map(|addresses| pool(name, addresses));
+            assert_eq!(in_list(&mut list, name.to_owned(), new), changes, "{name}");
+        }
+        assert_eq!(list, [pool("b", "198.51.100.0/24"), pool("c", "203.0.113.0/24")]);
+    }
 }

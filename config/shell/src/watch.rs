@@ -1,120 +1,111 @@
-//! Watches that survive everything: lists are swept, outages waited out, bad objects isolated.
+//! Watches that survive everything: lists are swept, outages waited out.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
-    time::Duration,
+use std::{collections::BTreeSet, fmt::Debug, time::Duration};
+
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
 };
-
-use futures::StreamExt as _;
 use kube::{
     Api, Resource, ResourceExt as _,
-    runtime::{WatchStreamExt as _, utils::Backoff, watcher},
+    runtime::{
+        WatchStreamExt as _,
+        utils::Backoff,
+        watcher::{self, Event, watcher},
+    },
 };
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use crate::client::WATCH_SECONDS;
+use crate::metrics::ApiMetrics;
+
+/// A watch ends by itself after this many seconds and is resumed, so that a peer which vanished
+/// without a word is noticed.
+pub(crate) const WATCH_SECONDS: u32 = 60;
+/// Objects in one answer to a list.
+const PAGE: u32 = 500;
+/// While an API server is away every watch fails about once a second.
+const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Namespace (empty for cluster-scoped kinds) and name.
 pub type ObjectKey = (String, String);
 
 /// What a watch tells.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change<K> {
     Applied(Box<K>),
     Deleted(ObjectKey),
-    /// The first full list is complete.
+    /// The first full list is complete; told once.
     Listed,
 }
 
-/// Follows all objects of a kind for ever, handing each change to `sink`; ends when `sink` returns
-/// false. Objects that a relist no longer shows are told as deleted, so the receiver needs no
-/// bookkeeping of its own.
-pub async fn follow<K>(
+/// All objects of a kind, for ever. Objects that a relist no longer shows are told as deleted, so
+/// the receiver needs no bookkeeping of its own.
+pub fn changes<K>(
     api: Api<K>,
     config: watcher::Config,
-    mut sink: impl AsyncFnMut(Change<K>) -> bool,
-) where
+    metrics: &ApiMetrics,
+) -> BoxStream<'static, Change<K>>
+where
     K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
-    let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let config = config.timeout(WATCH_SECONDS);
-    let mut stream = std::pin::pin!(watcher(api, config).backoff(Retry::default()));
-    let mut known: BTreeSet<ObjectKey> = BTreeSet::new();
-    let mut listed: BTreeSet<ObjectKey> = BTreeSet::new();
-    let mut first = true;
-    while let Some(event) = stream.next().await {
-        let go_on = match event {
-            Ok(watcher::Event::Init) => {
-                listed.clear();
-                true
-            }
-            Ok(watcher::Event::InitApply(object)) => {
-                listed.insert(key_of(&object));
-                known.insert(key_of(&object));
-                sink(Change::Applied(Box::new(object))).await
-            }
-            Ok(watcher::Event::InitDone) => {
-                let mut go_on = true;
-                let gone: Vec<_> = known.difference(&listed).cloned().collect();
-                known = std::mem::take(&mut listed);
-                for key in gone {
-                    go_on = go_on && sink(Change::Deleted(key)).await;
-                }
-                if std::mem::replace(&mut first, false) {
-                    go_on = go_on && sink(Change::Listed).await;
-                }
-                go_on
-            }
-            Ok(watcher::Event::Apply(object)) => {
-                known.insert(key_of(&object));
-                sink(Change::Applied(Box::new(object))).await
-            }
-            Ok(watcher::Event::Delete(object)) => {
-                let key = key_of(&object);
-                known.remove(&key);
-                sink(Change::Deleted(key)).await
-            }
-            Err(watcher::Error::WatchFailed(error)) => {
-                debug!(kind, %error, "watch ended");
-                true
-            }
-            Err(error) => {
-                warn!(kind, %error, "cannot watch, will retry");
-                true
-            }
-        };
-        if !go_on {
-            return;
+    let config = config.page_size(PAGE).timeout(WATCH_SECONDS);
+    let metrics = metrics.clone();
+    let mut sweep = Sweep::default();
+    let mut warned = None;
+    let changes = move |event| match event {
+        Ok(event) => {
+            let changes = sweep.take(event);
+            metrics.updates.inc_by(changes.len() as u64);
+            stream::iter(changes)
         }
-    }
+        Err(error) => {
+            metrics.update_errors.inc();
+            log::<K>(&error, &mut warned);
+            stream::iter(Vec::new())
+        }
+    };
+    watcher(api, config).backoff(Fast::default()).flat_map(changes).boxed()
 }
 
-/// A mirror of one kind, kept by feeding it the changes of [`follow`].
-#[derive(Debug, Clone)]
-pub struct Mirror<K>(BTreeMap<ObjectKey, K>);
-
-impl<K> Default for Mirror<K> {
-    fn default() -> Self {
-        Self(BTreeMap::new())
-    }
+/// Knows which objects there are, to tell what a list does not show any more.
+#[derive(Debug, Default)]
+struct Sweep {
+    known: BTreeSet<ObjectKey>,
+    /// Known before the list began and not in it so far.
+    unseen: BTreeSet<ObjectKey>,
+    listed: bool,
 }
 
-impl<K: Resource + Clone> Mirror<K> {
-    /// Takes an object in.
-    pub fn apply(&mut self, object: K) {
-        self.0.insert(key_of(&object), object);
-    }
-
-    /// Forgets an object.
-    pub fn delete(&mut self, key: &ObjectKey) {
-        self.0.remove(key);
-    }
-
-    /// All objects, ordered by namespace and name.
-    pub fn all(&self) -> Vec<K> {
-        self.0.values().cloned().collect()
+impl Sweep {
+    fn take<K: Resource>(&mut self, event: Event<K>) -> Vec<Change<K>> {
+        match event {
+            Event::Init => {
+                self.unseen.clone_from(&self.known);
+                Vec::new()
+            }
+            Event::InitApply(object) | Event::Apply(object) => {
+                let key = key_of(&object);
+                self.unseen.remove(&key);
+                self.known.insert(key);
+                vec![Change::Applied(Box::new(object))]
+            }
+            Event::Delete(object) => {
+                let key = key_of(&object);
+                self.known.remove(&key);
+                vec![Change::Deleted(key)]
+            }
+            Event::InitDone => {
+                let gone = std::mem::take(&mut self.unseen);
+                for key in &gone {
+                    self.known.remove(key);
+                }
+                let first = !std::mem::replace(&mut self.listed, true);
+                let gone = gone.into_iter().map(Change::Deleted);
+                gone.chain(first.then_some(Change::Listed)).collect()
+            }
+        }
     }
 }
 
@@ -122,23 +113,115 @@ fn key_of<K: Resource>(object: &K) -> ObjectKey {
     (object.namespace().unwrap_or_default(), object.name_any())
 }
 
-/// 50 ms doubling to 0.8 s, each lengthened by up to a half: a daemon that comes back with the API
-/// server must not wait out a long back-off.
-#[derive(Debug, Default)]
-pub struct Retry(u32);
+/// Warns of a failure, unless that was done lately or nothing is amiss.
+fn log<K: Resource<DynamicType: Default>>(error: &watcher::Error, warned: &mut Option<Instant>) {
+    let kind = K::kind(&K::DynamicType::default()).into_owned();
+    // A connection that ends and a version that is too old belong to the life of a watch; an API
+    // server that is away fails the next attempt too.
+    let ordinary = match error {
+        watcher::Error::WatchFailed(_) => true,
+        watcher::Error::WatchError(status) => status.code == 410,
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::NoResourceVersion => false,
+    };
+    if ordinary || warned.is_some_and(|warned| warned.elapsed() < WARNING_INTERVAL) {
+        debug!(kind, %error, "watch failed and is tried again");
+    } else {
+        warn!(kind, %error, "watch failed and is tried again");
+        *warned = Some(Instant::now());
+    }
+}
 
-impl Iterator for Retry {
+/// 50 ms doubling to 0.8 s, plus up to half: a daemon must be there soon after the API server.
+///
+/// Begins anew after a quiet while, and not on [`Backoff::reset`]: a watch that cannot list says
+/// `Init` before each attempt, which counts as a success there.
+#[derive(Debug, Default)]
+struct Fast {
+    failures: u32,
+    last: Option<Instant>,
+}
+
+/// Longer than the longest wait.
+const QUIET: Duration = Duration::from_secs(5);
+
+impl Iterator for Fast {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let base = 50u64 << self.0.min(4);
-        self.0 += 1;
+        let now = Instant::now();
+        if self.last.replace(now).is_some_and(|last| now - last > QUIET) {
+            self.failures = 0;
+        }
+        let base = 50_u64 << self.failures.min(4);
+        self.failures += 1;
         Some(Duration::from_millis(base + rand::random_range(0..=base / 2)))
     }
 }
 
-impl Backoff for Retry {
-    fn reset(&mut self) {
-        self.0 = 0;
+impl Backoff for Fast {
+    fn reset(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn object(name: &str) -> ConfigMap {
+        let mut object = ConfigMap::default();
+        object.metadata.namespace = Some("default".to_owned());
+        object.metadata.name = Some(name.to_owned());
+        object
+    }
+
+    fn applied(name: &str) -> Change<ConfigMap> {
+        Change::Applied(Box::new(object(name)))
+    }
+
+    fn deleted(name: &str) -> Change<ConfigMap> {
+        Change::Deleted(("default".to_owned(), name.to_owned()))
+    }
+
+    #[test]
+    fn what_a_relist_does_not_show_is_deleted() {
+        let mut sweep = Sweep::default();
+        for (event, changes) in [
+            (Event::Init, vec![]),
+            (Event::InitApply(object("a")), vec![applied("a")]),
+            // The list broke off and is begun again.
+            (Event::Init, vec![]),
+            (Event::InitApply(object("b")), vec![applied("b")]),
+            (Event::InitDone, vec![deleted("a"), Change::Listed]),
+            (Event::Apply(object("c")), vec![applied("c")]),
+            (Event::Delete(object("b")), vec![deleted("b")]),
+            (Event::Init, vec![]),
+            (Event::InitApply(object("d")), vec![applied("d")]),
+            (Event::InitDone, vec![deleted("c")]),
+            (Event::Init, vec![]),
+            (Event::InitApply(object("d")), vec![applied("d")]),
+            (Event::InitDone, vec![]),
+        ] {
+            let what = format!("{event:?}");
+            assert_eq!(sweep.take(event), changes, "{what}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_stays_away_is_asked_ever_less_often() {
+        let mut backoff = Fast::default();
+        let mut waited = Duration::ZERO;
+        for _ in 0..20 {
+            // As the watcher does before each list.
+            backoff.reset();
+            let wait = backoff.next().unwrap();
+            waited += wait;
+            tokio::time::advance(wait).await;
+        }
+        assert!(waited > Duration::from_secs(13), "{waited:?}");
+        tokio::time::advance(QUIET * 2).await;
+        assert!(backoff.next().unwrap() <= Duration::from_millis(75));
     }
 }

@@ -1,13 +1,11 @@
-//! What the controller counts, under MetalLB's names (so that its alerts and dashboards go on to
-//! work), as OpenMetrics text.
-
-use std::{fmt::Debug, sync::atomic::AtomicU64};
+//! What the controller counts, under MetalLB's names where it has one.
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use shell::metrics::{ApiMetrics, scrape};
 
 use crate::controller::Controller;
 
@@ -29,15 +27,10 @@ pub struct Metrics {
     ipv4_in_use: PerPool,
     ipv6_in_use: PerPool,
     services: PerPool,
-    config_loaded: Gauge,
-    config_stale: Gauge,
     unwritten: Gauge,
-    /// Objects that a watch reported.
-    pub updates: Counter<u64, AtomicU64>,
-    /// Writes and watches that failed.
-    pub update_errors: Counter<u64, AtomicU64>,
+    pub api: ApiMetrics,
     /// Events that were not published: too many, or refused.
-    pub events_dropped: Counter<u64, AtomicU64>,
+    pub events_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -56,31 +49,20 @@ impl Default for Metrics {
         let ipv6_in_use = per_pool("ipv6_addresses_in_use_total", "IPv6 addresses in use");
         let services = per_pool("services_allocated_total", "Services with addresses of the pool");
 
-        let mut gauge = |name: &str, help: &str| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            gauge
-        };
-        let config_loaded =
-            gauge("metallb_k8s_client_config_loaded_bool", "1 once a configuration was read");
-        let config_stale = gauge(
-            "metallb_k8s_client_config_stale_bool",
-            "1 while an object is left out of the configuration or kept in an older form",
-        );
-        let unwritten = gauge(
+        let unwritten = Gauge::default();
+        registry.register(
             "berth_controller_unwritten_services",
             "Services whose status is being written or waits for it",
+            unwritten.clone(),
         );
-        let mut counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
-        let updates = counter("metallb_k8s_client_updates", "Objects that a watch reported");
-        let update_errors =
-            counter("metallb_k8s_client_update_errors", "Watches and writes that failed");
-        let events_dropped =
-            counter("berth_controller_events_dropped", "Events that were not published");
+        let events_dropped = Counter::default();
+        registry.register(
+            "berth_controller_events_dropped",
+            "Events that were not published",
+            events_dropped.clone(),
+        );
+        let api = ApiMetrics::default();
+        api.register(&mut registry);
         Self {
             registry,
             addresses,
@@ -90,11 +72,8 @@ impl Default for Metrics {
             ipv4_in_use,
             ipv6_in_use,
             services,
-            config_loaded,
-            config_stale,
             unwritten,
-            updates,
-            update_errors,
+            api,
             events_dropped,
         }
     }
@@ -104,9 +83,7 @@ impl Metrics {
     /// The text of a scrape.
     pub fn scrape(&self, controller: &Controller) -> String {
         self.refresh(controller);
-        let mut text = String::new();
-        encode(&mut text, &self.registry).expect("writing to a String cannot fail");
-        text
+        scrape(&self.registry)
     }
 
     fn refresh(&self, controller: &Controller) {
@@ -146,8 +123,9 @@ impl Metrics {
                 self.services.get_or_create(&PoolLabel { pool: held.pool.to_string() }).inc();
             }
         }
-        self.config_loaded.set(i64::from(controller.config().is_some()));
-        self.config_stale.set(i64::from(!controller.config_errors().is_empty()));
+        if controller.config().is_some() {
+            self.api.configured(controller.config_errors().len());
+        }
         self.unwritten.set(i64::try_from(controller.unwritten()).unwrap_or(i64::MAX));
     }
 }

@@ -4,52 +4,51 @@
 //! Nothing here decides. An API server that is away stops neither the process nor what the
 //! speakers announce: watches and writes go on when it is back.
 
-mod events;
-mod http;
 mod metrics;
 mod secret;
-mod slim;
-mod watch;
 mod write;
 
-use std::{
-    collections::BTreeSet,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _};
-use kube::{Client, runtime::watcher};
+use config::Resources;
+use futures::{Stream, StreamExt as _, stream::select_all};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Api, Client,
+    runtime::{
+        events::{self, EventType},
+        watcher,
+    },
+};
+pub use shell::client::Clients;
+use shell::{
+    events::Events,
+    metrics::ApiMetrics,
+    probes::{Ready, serve_health, serve_metrics},
+    resources::{Selection, resources},
+    slim::SlimService,
+    watch::{Change, changes},
+};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, oneshot},
     task::JoinSet,
     time::{Instant, sleep_until, timeout},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{info, warn};
 
 use self::{
-    events::Publisher,
-    http::Scrape,
     metrics::Metrics,
-    slim::SlimService,
-    watch::{Store, Taken},
     write::{Done, Writer},
 };
 use crate::{
     controller::{Action, Controller, Event, Settings},
     service::{Service, ServiceKey},
-    status::NoticeKind,
+    status::{Notice, NoticeKind, Regarding},
 };
 
 /// Our name in managedFields, as User-Agent and as the source of Events.
 pub const FIELD_MANAGER: &str = "berth-controller";
-/// No request lasts longer; an API server that hangs looks like one that is away.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Watch events that are taken in before actions are performed.
 const BATCH: usize = 500;
 /// What is in flight at the end gets so long to arrive.
@@ -71,19 +70,6 @@ pub struct Options {
     pub metrics: Option<SocketAddr>,
 }
 
-/// One client for watches, which may be silent for a minute, and one for everything else.
-#[derive(Clone)]
-pub struct Clients {
-    pub watch: Client,
-    pub write: Client,
-}
-
-impl std::fmt::Debug for Clients {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Clients").finish_non_exhaustive()
-    }
-}
-
 /// Runs until `stop`.
 ///
 /// # Errors
@@ -93,67 +79,96 @@ pub async fn run(
     options: Options,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let ready = Arc::new(AtomicBool::new(false));
+    let ready = Ready::default();
     // A scrape waits for its answer, so few can be under way.
     let (scrapes, scrape_requests) = mpsc::channel(4);
-    let mut servers = JoinSet::new();
     if let Some(address) = options.health {
-        servers.spawn(http::serve_health(address, ready.clone(), stop.clone()));
+        serve_health(address, ready.clone(), stop.clone()).await?;
     }
     if let Some(address) = options.metrics {
-        servers.spawn(http::serve_metrics(address, scrapes, stop.clone()));
+        serve_metrics(address, move || scrape(scrapes), stop.clone()).await?;
     }
-    if let Some(name) = options.ml_secret_name.clone() {
+    let _secret = options.ml_secret_name.clone().map(|name| {
         let (client, namespace) = (clients.write.clone(), options.namespace.clone());
-        servers.spawn(async move {
-            secret::ensure(client, namespace, name, options.deployment).await;
-            Ok(())
-        });
-    }
+        let made = secret::ensure(client, namespace, name, options.deployment);
+        AbortOnDropHandle::new(tokio::spawn(made))
+    });
 
-    let metrics = Arc::new(Metrics::default());
+    let metrics = Metrics::default();
     let settings = Settings { namespace: options.namespace.clone(), seed: rand::random() };
+    let inputs = inputs(&clients.watch, &options.namespace, &metrics.api);
+    let dropped = metrics.events_dropped.clone();
     let mut shell = Shell {
         controller: Controller::new(settings),
         class: options.lb_class,
-        store: Store::default(),
-        relisted: None,
-        services_listed: false,
-        started: false,
-        resources_changed: false,
-        writer: Writer::new(clients.write.clone(), options.namespace.clone()),
+        resources: None,
+        listed: Listed::default(),
+        writer: Writer::new(clients.write.clone(), options.namespace),
         writes: JoinSet::new(),
-        publisher: Publisher::start(clients.write, options.pod_name, metrics.clone()),
+        events: Events::start(clients.write, FIELD_MANAGER, options.pod_name, dropped),
         metrics,
         ready,
     };
-    let inputs = watch::inputs(&clients.watch, &options.namespace);
-    shell.run(inputs, scrape_requests, servers, stop).await
+    shell.run(inputs, scrape_requests, stop).await
+}
+
+/// What comes from the watches.
+enum Input {
+    Service(Change<SlimService>),
+    Resources(Box<Resources>),
+}
+
+fn inputs(
+    client: &Client,
+    namespace: &str,
+    metrics: &ApiMetrics,
+) -> impl Stream<Item = Vec<Input>> + Unpin + use<> {
+    let services = Api::<SlimService>::all(client.clone());
+    let services = changes(services, watcher::Config::default(), metrics).map(Input::Service);
+    let resources = resources(client, namespace, Selection::Labelled, metrics);
+    let resources = resources.map(|resources| Input::Resources(Box::new(resources)));
+    // Whatever is there already, so that a list or a storm of changes to the configuration is
+    // looked at once.
+    select_all([services.boxed(), resources.boxed()]).ready_chunks(BATCH)
+}
+
+/// A scrape in waiting: the owner of the controller answers with the text.
+type Scrape = oneshot::Sender<String>;
+
+async fn scrape(scrapes: mpsc::Sender<Scrape>) -> Option<String> {
+    let (reply, text) = oneshot::channel();
+    scrapes.send(reply).await.ok()?;
+    text.await.ok()
+}
+
+/// How far the first lists are.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    #[default]
+    Nothing,
+    Services,
+    /// And the controller was told so.
+    Everything,
 }
 
 struct Shell {
     controller: Controller,
     class: Option<String>,
-    store: Store,
-    /// During a list of Services: those known before that it has not shown yet.
-    relisted: Option<BTreeSet<ServiceKey>>,
-    services_listed: bool,
-    /// `Synced` was sent.
-    started: bool,
-    resources_changed: bool,
+    /// Newer than what the controller knows.
+    resources: Option<Box<Resources>>,
+    listed: Listed,
     writer: Writer,
     writes: JoinSet<Done>,
-    publisher: Publisher,
-    metrics: Arc<Metrics>,
-    ready: Arc<AtomicBool>,
+    events: Events,
+    metrics: Metrics,
+    ready: Ready,
 }
 
 impl Shell {
     async fn run(
         &mut self,
-        mut inputs: impl futures::Stream<Item = watch::Input> + Unpin,
+        mut inputs: impl Stream<Item = Vec<Input>> + Unpin,
         mut scrapes: mpsc::Receiver<Scrape>,
-        mut servers: JoinSet<anyhow::Result<()>>,
         stop: CancellationToken,
     ) -> anyhow::Result<()> {
         info!("started");
@@ -163,15 +178,9 @@ impl Shell {
                 biased;
                 () = stop.cancelled() => break,
                 Some(done) = self.writes.join_next() => self.written(done?),
-                Some(input) = inputs.next() => {
-                    self.input(input);
-                    // Whatever is there already, so that a list or a storm of changes to the
-                    // configuration is looked at once.
-                    for _ in 0..BATCH {
-                        match inputs.next().now_or_never() {
-                            Some(Some(input)) => self.input(input),
-                            Some(None) | None => break,
-                        }
+                Some(inputs) = inputs.next() => {
+                    for input in inputs {
+                        self.input(input);
                     }
                     self.caught_up();
                 }
@@ -179,7 +188,6 @@ impl Shell {
                     // Nobody minds when the client did not wait.
                     let _ = scrape.send(self.metrics.scrape(&self.controller));
                 }
-                Some(ended) = servers.join_next() => ended??,
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     let actions = self.controller.handle_timeout(now());
                     self.perform(actions);
@@ -194,66 +202,40 @@ impl Shell {
         Ok(())
     }
 
-    fn input(&mut self, input: watch::Input) {
-        self.metrics.updates.inc();
-        match self.store.take(input) {
-            Taken::Service(event) => self.service(*event),
-            Taken::Changed => self.resources_changed = true,
-            Taken::Same => {}
-            Taken::Failed { kind, error } => {
-                self.metrics.update_errors.inc();
-                warn!(kind, %error, "watch failed and is tried again");
-            }
-        }
-    }
-
-    fn service(&mut self, event: watcher::Event<SlimService>) {
-        match event {
-            watcher::Event::Apply(object) => self.service_applied(object),
-            watcher::Event::InitApply(object) => self.service_applied(object),
-            watcher::Event::Delete(object) => {
-                if let Some(service) = Service::new(&object.into(), self.class.as_deref()) {
-                    self.handle(Event::ServiceDeleted(service.key));
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Service(Change::Applied(object)) => {
+                let service = Service::new(&(*object).into(), self.class.as_deref());
+                if let Some(service) = service {
+                    self.handle(Event::ServiceApplied(Box::new(service)));
                 }
             }
-            watcher::Event::Init => {
-                self.relisted = Some(self.controller.services().cloned().collect());
+            Input::Service(Change::Deleted((namespace, name))) => {
+                self.handle(Event::ServiceDeleted(ServiceKey::new(namespace, name)));
             }
-            watcher::Event::InitDone => {
-                self.services_listed = true;
-                for key in self.relisted.take().unwrap_or_default() {
-                    self.handle(Event::ServiceDeleted(key));
-                }
-            }
+            Input::Service(Change::Listed) => self.listed = Listed::Services,
+            Input::Resources(resources) => self.resources = Some(resources),
         }
-    }
-
-    fn service_applied(&mut self, object: SlimService) {
-        let Some(service) = Service::new(&object.into(), self.class.as_deref()) else { return };
-        if let Some(relisted) = &mut self.relisted {
-            relisted.remove(&service.key);
-        }
-        self.handle(Event::ServiceApplied(Box::new(service)));
     }
 
     /// Once what has come in is taken in: the configuration and the start.
     fn caught_up(&mut self) {
-        if !self.store.is_listed() || !self.services_listed {
+        if self.listed == Listed::Nothing {
             return;
         }
-        if std::mem::take(&mut self.resources_changed) {
-            self.handle(Event::ResourcesChanged(Box::new(self.store.resources())));
-        }
-        if !std::mem::replace(&mut self.started, true) {
+        let Some(resources) = self.resources.take() else { return };
+        self.handle(Event::ResourcesChanged(resources));
+        if self.listed == Listed::Services {
+            self.listed = Listed::Everything;
             self.handle(Event::Synced);
-            self.ready.store(true, Ordering::Relaxed);
+            self.ready.set();
             info!(services = self.controller.services().count(), "everything is listed");
         }
     }
 
     fn written(&mut self, done: Done) {
         if let Some(error) = done.error {
-            self.metrics.update_errors.inc();
+            self.metrics.api.update_errors.inc();
             warn!(error, "write failed");
         }
         self.handle(done.event);
@@ -288,10 +270,34 @@ impl Shell {
                             warn!(object, reason = notice.reason, "{}", notice.note);
                         }
                     }
-                    self.publisher.publish(regarding, notice);
+                    self.events.publish(reference(regarding), event(notice));
                 }
             }
         }
+    }
+}
+
+fn reference(regarding: Regarding) -> ObjectReference {
+    ObjectReference {
+        api_version: Some(regarding.api_version.to_owned()),
+        kind: Some(regarding.kind.to_owned()),
+        namespace: Some(regarding.namespace),
+        name: Some(regarding.name),
+        uid: Some(regarding.uid).filter(|uid| !uid.is_empty()),
+        ..ObjectReference::default()
+    }
+}
+
+fn event(notice: Notice) -> events::Event {
+    events::Event {
+        type_: match notice.kind {
+            NoticeKind::Normal => EventType::Normal,
+            NoticeKind::Warning => EventType::Warning,
+        },
+        reason: notice.reason.to_owned(),
+        note: Some(notice.note),
+        action: "Assign".to_owned(),
+        secondary: None,
     }
 }
 

@@ -8,12 +8,13 @@ use k8s_openapi::{
     api::{apps::v1::Deployment, core::v1::Secret},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
-use kube::{Api, Client, ResourceExt as _, api::PostParams};
+use kube::{Api, Client, ResourceExt as _, api::PostParams, core::Status};
 use rand::Rng as _;
-use tokio::time::{sleep, timeout};
+use shell::client::request;
+use tokio::time::sleep;
 use tracing::{info, warn};
 
-use super::{FIELD_MANAGER, REQUEST_TIMEOUT};
+use super::FIELD_MANAGER;
 
 /// The key in the Secret, as the speakers' volume expects it.
 const SECRET_KEY: &str = "secretkey";
@@ -40,7 +41,7 @@ async fn create_if_absent(
     deployment: Option<&str>,
 ) -> anyhow::Result<()> {
     let secrets = Api::<Secret>::namespaced(client.clone(), namespace);
-    if timeout(REQUEST_TIMEOUT, secrets.get_opt(name)).await??.is_some() {
+    if request(secrets.get_opt(name)).await?.is_some() {
         return Ok(());
     }
     let owner = match deployment {
@@ -63,13 +64,13 @@ async fn create_if_absent(
     };
     let params =
         PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
-    match timeout(REQUEST_TIMEOUT, secrets.create(&params, &secret)).await? {
+    match request(secrets.create(&params, &secret)).await {
         Ok(_) => {
             info!(%name, "made the Secret of the speakers");
             Ok(())
         }
         // Another controller was quicker; its key is as good.
-        Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+        Err(error) if error.status().is_some_and(Status::is_already_exists) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
@@ -80,8 +81,8 @@ async fn owner(
     deployment: &str,
 ) -> anyhow::Result<OwnerReference> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), namespace);
-    let deployment = timeout(REQUEST_TIMEOUT, deployments.get(deployment))
-        .await?
+    let deployment = request(deployments.get(deployment))
+        .await
         .with_context(|| format!("Deployment {deployment:?} (--deployment)"))?;
     Ok(OwnerReference {
         api_version: "apps/v1".to_owned(),

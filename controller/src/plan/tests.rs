@@ -588,7 +588,7 @@ fn small_pools() -> [Pool; 4] {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Apply(Service),
+    Apply(Box<Service>),
     Delete(u8),
     /// Bit by bit, which of the pools there are.
     Pools(u8),
@@ -596,7 +596,7 @@ enum Step {
 
 fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => any_service().prop_map(Step::Apply),
+        6 => any_service().prop_map(|service| Step::Apply(Box::new(service))),
         2 => (0u8..8).prop_map(Step::Delete),
         1 => (0u8..16).prop_map(Step::Pools),
     ]

@@ -41,9 +41,9 @@ const ANSWERS_TO_ONE: Rate = Rate { interval: Duration::from_millis(20), burst: 
 /// What happened.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// All addresses that may become this node's, and where each is announced. Solicited-node groups
-    /// are joined for them beforehand, so that a take-over needs no MLD round. An owned address that
-    /// is missing here is announced as before until it is no longer owned.
+    /// All addresses that may become this node's, and where each is announced. Solicited-node
+    /// groups are joined for them beforehand, so that a take-over needs no MLD round. An owned
+    /// address that is missing here is announced as before until it is no longer owned.
     Candidates(BTreeMap<IpAddr, InterfaceMatch>),
     /// All addresses that are this node's now. One that never was a candidate is not announced.
     Own(BTreeSet<IpAddr>),
@@ -77,7 +77,8 @@ pub enum Action {
         /// The group.
         group: Ipv6Addr,
     },
-    /// Give a membership up. The interface may be down, or may have gone and the membership with it.
+    /// Give a membership up. The interface may be down, or may have gone and the membership with
+    /// it.
     LeaveGroup {
         /// Where.
         interface: InterfaceIndex,
@@ -222,8 +223,8 @@ impl Announcer {
         actions
     }
 
-    /// A series starts wherever an owned address has come or has a new station, and ends wherever it
-    /// is no longer announced.
+    /// A series starts wherever an owned address has come or has a new station, and ends wherever
+    /// it is no longer announced.
     fn reconcile_stations(&mut self, now: Instant) {
         let mut begun = BTreeSet::new();
         for (&address, owned) in &mut self.own {

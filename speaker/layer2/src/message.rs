@@ -1,6 +1,7 @@
 //! The datagram with which speakers agree on owners: one form for the beat and for news.
 //!
-//! It is not sealed here; the caller's transport vouches for the sender. All numbers are big endian.
+//! It is not sealed here; the caller's transport vouches for the sender. All numbers are big
+//! endian.
 //!
 //! ```text
 //! octets  field
@@ -19,8 +20,6 @@
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
-
-use thiserror::Error;
 
 /// Datagrams fit every segment unfragmented, with room for a seal.
 pub(crate) const MAX_LENGTH: usize = 1200;
@@ -77,13 +76,13 @@ impl ClaimState {
 }
 
 /// Why a datagram cannot be read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Malformed {
-    #[error("ends in the middle of a field")]
+    /// It ends in the middle of a field.
     Truncated,
-    #[error("another protocol or version")]
+    /// Another protocol or version.
     Preamble,
-    #[error("a value that its field does not have")]
+    /// A value that its field does not have.
     Value,
 }
 

@@ -1,8 +1,8 @@
 //! Agrees with the other speakers which node answers for an address.
 //!
-//! Speakers tell each other by datagrams that they live and what they hold; nobody else is asked.
-//! A claim is a pair of an epoch and a node, the higher epoch wins, and a claim counts only while
-//! its node lives. Whoever answers goes on answering; an address that nobody answers for is taken by
+//! Speakers tell each other by datagrams that they live and what they hold; nobody else is asked. A
+//! claim is a pair of an epoch and a node, the higher epoch wins, and a claim counts only while its
+//! node lives. Whoever answers goes on answering; an address that nobody answers for is taken by
 //! the first in an order that every speaker computes alike. Where datagrams are lost between nodes
 //! that both live, both answer until they hear each other: availability goes before consistency.
 //!
@@ -36,7 +36,8 @@ const REPETITIONS: u8 = 3;
 /// The largest step of an epoch that is believed.
 const MAX_EPOCH_STEP: u64 = 1 << 32;
 
-/// Claims for addresses outside the own view are kept for as long as the table is smaller than this.
+/// Claims for addresses outside the own view are kept for as long as the table is smaller than
+/// this.
 const MAX_ADDRESSES: usize = 100_000;
 
 const LOWEST: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -716,8 +717,9 @@ impl Ownership {
     }
 
     /// Lets first claims be made. Speakers that start together wait until all candidates are heard,
-    /// or the first to start would take everything; but no longer than for a time, and not for those
-    /// that are silent where others have divided addresses between the same candidates already.
+    /// or the first to start would take everything; but no longer than for a time, and not for
+    /// those that are silent where others have divided addresses between the same candidates
+    /// already.
     fn end_waits(&mut self, now: Instant) {
         if self.standing != Standing::Ready {
             return;
@@ -1037,8 +1039,8 @@ impl Holding {
 enum Vacated {
     /// It died or offers the address: take it at once.
     Suddenly,
-    /// It stopped without looking for a successor, most likely because the address is not wanted any
-    /// more and that has not been heard of here. A turn is left for it to be heard.
+    /// It stopped without looking for a successor, most likely because the address is not wanted
+    /// any more and that has not been heard of here. A turn is left for it to be heard.
     Quietly,
 }
 
@@ -1228,7 +1230,7 @@ mod tests {
         wanted.get_mut(&addresses[100]).unwrap().nodes.remove("a");
         let actions = core.handle(Event::Wanted(wanted), now);
         assert!(matches!(&actions[..], [Action::Send { to: Recipient::All, .. }]));
-        assert_eq!(beats_that_start_with(&mut core, addresses[100]), usize::from(REPETITIONS));
+        assert_eq!(beats_that_start_with(&mut core, addresses[100]), 3);
     }
 
     #[test]

@@ -422,7 +422,11 @@ fn the_last_one_answers_to_the_end() {
 fn one_that_is_no_longer_a_candidate_hands_over_without_a_gap() {
     let mut cluster = Cluster::placed(3, 9, 5);
     let old = cluster.answerers(address(4))[0];
-    cluster.want(cluster.without(address(4), old));
+    let wanted = cluster.without(address(4), old);
+    cluster.give(old, Event::Wanted(wanted.clone()));
+    cluster.run(ms(10));
+    assert_ne!(cluster.answerers(address(4)), [old], "the others need not know why");
+    cluster.want(wanted);
     cluster.run(ms(50));
     cluster.assert_at_rest();
     assert_ne!(cluster.answerers(address(4)), [old]);

@@ -1,28 +1,26 @@
-//! The speaker's metrics, under MetalLB's names.
-
-use std::sync::atomic::{AtomicI64, AtomicU64};
+//! What the speaker counts, under MetalLB's names where it has one.
 
 use bgp::StateKind;
 use config::PeerName;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
+use shell::metrics::ApiMetrics;
 
 use crate::{status::ServiceStatus, view::ServiceKey};
-
-type Value = Gauge<i64, AtomicI64>;
 
 /// Set by the shell, read by the HTTP server.
 #[derive(Debug, Default)]
 pub struct Metrics {
-    session_up: Family<PeerLabel, Value>,
-    prefixes: Family<PeerLabel, Value>,
-    announced: Family<AnnouncedLabel, Value>,
-    config_loaded: Value,
-    config_stale: Value,
-    heartbeat_peers: Gauge<u64, AtomicU64>,
+    session_up: Family<PeerLabel, Gauge>,
+    prefixes: Family<PeerLabel, Gauge>,
+    announced: Family<AnnouncedLabel, Gauge>,
+    heartbeat_peers: Gauge,
+    pub api: ApiMetrics,
+    /// Events that were not published: too many, or refused.
+    pub events_dropped: Counter,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -39,7 +37,7 @@ struct AnnouncedLabel {
 
 impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
-        let mut add = |name: &str, help: &str, family: &Family<PeerLabel, Value>| {
+        let mut add = |name: &str, help: &str, family: &Family<PeerLabel, Gauge>| {
             registry.register(name, help, family.clone());
         };
         add("metallb_bgp_session_up", "1 while the session is Established", &self.session_up);
@@ -50,20 +48,16 @@ impl Metrics {
             self.announced.clone(),
         );
         registry.register(
-            "metallb_k8s_client_config_loaded_bool",
-            "1 once a configuration is in force",
-            self.config_loaded.clone(),
-        );
-        registry.register(
-            "metallb_k8s_client_config_stale_bool",
-            "1 while an object of the configuration is in error",
-            self.config_stale.clone(),
-        );
-        registry.register(
             "berth_speaker_live_peers",
             "Other speakers heard now",
             self.heartbeat_peers.clone(),
         );
+        registry.register(
+            "berth_speaker_events_dropped",
+            "Events that were not published",
+            self.events_dropped.clone(),
+        );
+        self.api.register(registry);
     }
 
     pub fn bgp_state(&self, peer: &PeerName, state: StateKind) {
@@ -99,12 +93,7 @@ impl Metrics {
         }
     }
 
-    pub fn config(&self, errors: usize) {
-        self.config_loaded.set(1);
-        self.config_stale.set(i64::from(errors > 0));
-    }
-
     pub fn live_peers(&self, count: usize) {
-        self.heartbeat_peers.set(count as u64);
+        self.heartbeat_peers.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 }

@@ -22,18 +22,27 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use ::bgp::StopReason;
 use anyhow::{Context as _, Result};
 use config::NodeName;
-use k8s_openapi::api::{
-    core::v1::{Node, ObjectReference, Service},
-    discovery::v1::EndpointSlice,
+use futures::{
+    Stream, StreamExt as _, future,
+    stream::{iter, select_all},
 };
-use kube::{Api, runtime::watcher};
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Api, Client,
+    runtime::{
+        events::{self, EventType},
+        watcher,
+    },
+};
 use prometheus_client::registry::Registry;
 use shell::{
     client::Clients,
-    events::{Events, Message},
+    events::Events,
+    metrics::{ApiMetrics, scrape},
     probes::{Ready, serve_health, serve_metrics},
-    resources::{Selection, follow_resources},
-    watch::{Change, follow},
+    resources::{Selection, resources},
+    slim::{SlimEndpointSlice, SlimNode, SlimService},
+    watch::{Change, changes},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -50,8 +59,6 @@ use crate::{
     wire::Report,
 };
 
-/// Changes waiting for the planner; a watch that is ahead of it waits.
-const QUEUE: usize = 1024;
 /// Changes taken in before planning, so that a flood cannot keep the planner from acting.
 const BATCH: usize = 512;
 /// Longest wait for the hand-over of owned addresses at the end.
@@ -97,10 +104,14 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
     let interfaces = Arc::clone(&wire);
     tokio::spawn(link::watch(settings.exclude.clone(), move |all| interfaces.interfaces(all)));
 
-    let (sender, mut inputs) = mpsc::channel(QUEUE);
-    let mut waiting = follow_all(&clients, &settings.namespace, sender);
-    let events =
-        Events::start(clients.write.clone(), "metallb-speaker", Some(settings.node.to_string()));
+    let mut inputs = inputs(&clients.watch, &settings.namespace, &metrics.api);
+    let mut unlisted = WATCHES;
+    let events = Events::start(
+        clients.write.clone(),
+        "metallb-speaker",
+        Some(settings.node.to_string()),
+        metrics.events_dropped.clone(),
+    );
     let (statuses, updates) = mpsc::channel(status::QUEUE);
     let writer = status::Writer {
         client: clients.write.clone(),
@@ -134,26 +145,21 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
                 shell.metrics.live_peers(report.live.len());
                 planner.handle(Event::Wire(report), clock::now());
             }
-            input = inputs.recv() => {
-                let mut next = input;
-                for _ in 0..BATCH {
-                    match next {
-                        Some(Input::Event(event)) => {
-                            planner.handle(event, clock::now());
-                        }
-                        Some(Input::Listed) => {
-                            waiting -= 1;
-                            if waiting == 0 {
-                                info!("all lists are complete");
-                                planner.handle(Event::Synced, clock::now());
-                                ready.set();
-                            }
-                        }
-                        None => break,
+            Some(inputs) = inputs.next() => for input in inputs {
+                match input {
+                    Input::Event(event) => {
+                        planner.handle(event, clock::now());
                     }
-                    next = inputs.try_recv().ok();
+                    Input::Listed => {
+                        unlisted -= 1;
+                        if unlisted == 0 {
+                            info!("everything is listed");
+                            planner.handle(Event::Synced, clock::now());
+                            ready.set();
+                        }
+                    }
                 }
-            }
+            },
             () = async { sleep_until(due.expect("guarded").into()).await }, if due.is_some() => {}
         }
         for action in planner.handle_timeout(clock::now()) {
@@ -176,59 +182,53 @@ async fn serve_probes(
     if let Some(address) = settings.metrics {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
-        serve_metrics(address, Arc::new(registry), stop.clone()).await?;
+        let registry = Arc::new(registry);
+        let text = move || future::ready(Some(scrape(&registry)));
+        serve_metrics(address, text, stop.clone()).await?;
     }
     Ok(())
 }
 
-/// Starts every watch; returns how many lists must be complete before planning.
-fn follow_all(clients: &Clients, namespace: &str, sender: mpsc::Sender<Input>) -> usize {
-    let client = &clients.watch;
+/// Those that [`inputs`] joins; each tells once that its first list is complete.
+const WATCHES: usize = 4;
+
+fn inputs(
+    client: &Client,
+    namespace: &str,
+    metrics: &ApiMetrics,
+) -> impl Stream<Item = Vec<Input>> + Unpin + use<> {
     let all = watcher::Config::default;
-    let send = sender.clone();
-    tokio::spawn(follow(Api::<Service>::all(client.clone()), all(), async move |change| {
-        let event = match change {
-            Change::Applied(service) => Input::Event(Event::ServiceApplied(service)),
-            Change::Deleted((namespace, name)) => {
-                Input::Event(Event::ServiceDeleted(ServiceKey { namespace, name }))
-            }
-            Change::Listed => Input::Listed,
-        };
-        send.send(event).await.is_ok()
-    }));
-    let send = sender.clone();
+    let services = Api::<SlimService>::all(client.clone());
+    let services = changes(services, all(), metrics).map(|change| match change {
+        Change::Applied(service) => {
+            Input::Event(Event::ServiceApplied(Box::new((*service).into())))
+        }
+        Change::Deleted((namespace, name)) => {
+            Input::Event(Event::ServiceDeleted(ServiceKey::new(namespace, name)))
+        }
+        Change::Listed => Input::Listed,
+    });
+    let slices = Api::<SlimEndpointSlice>::all(client.clone());
     let of_services = all().labels("kubernetes.io/service-name");
-    tokio::spawn(follow(
-        Api::<EndpointSlice>::all(client.clone()),
-        of_services,
-        async move |change| {
-            let event = match change {
-                Change::Applied(slice) => Input::Event(Event::SliceApplied(slice)),
-                Change::Deleted((namespace, name)) => {
-                    Input::Event(Event::SliceDeleted { namespace, name })
-                }
-                Change::Listed => Input::Listed,
-            };
-            send.send(event).await.is_ok()
-        },
-    ));
-    let send = sender.clone();
-    tokio::spawn(follow(Api::<Node>::all(client.clone()), all(), async move |change| {
-        let event = match change {
-            Change::Applied(node) => Input::Event(Event::NodeApplied(node)),
-            Change::Deleted((_, name)) => Input::Event(Event::NodeDeleted(name.into())),
-            Change::Listed => Input::Listed,
-        };
-        send.send(event).await.is_ok()
-    }));
-    let selection = Selection { namespace: namespace.to_owned(), secrets: true, namespaces: false };
-    let mut first = true;
-    tokio::spawn(follow_resources(client.clone(), selection, async move |resources| {
+    let slices = changes(slices, of_services, metrics).map(|change| match change {
+        Change::Applied(slice) => Input::Event(Event::SliceApplied(Box::new((*slice).into()))),
+        Change::Deleted((namespace, name)) => Input::Event(Event::SliceDeleted { namespace, name }),
+        Change::Listed => Input::Listed,
+    });
+    let nodes = Api::<SlimNode>::all(client.clone());
+    let nodes = changes(nodes, all(), metrics).map(|change| match change {
+        Change::Applied(node) => Input::Event(Event::NodeApplied(Box::new((*node).into()))),
+        Change::Deleted((_, name)) => Input::Event(Event::NodeDeleted(name.into())),
+        Change::Listed => Input::Listed,
+    });
+    let resources = resources(client, namespace, Selection::Unlabelled, metrics);
+    let resources = resources.enumerate().flat_map(|(before, resources)| {
         let event = Input::Event(Event::Resources(Box::new(resources)));
-        sender.send(event).await.is_ok()
-            && (!std::mem::take(&mut first) || sender.send(Input::Listed).await.is_ok())
-    }));
-    4
+        iter([event].into_iter().chain((before == 0).then_some(Input::Listed)))
+    });
+    let watches: [_; WATCHES] =
+        [services.boxed(), slices.boxed(), nodes.boxed(), resources.boxed()];
+    select_all(watches).ready_chunks(BATCH)
 }
 
 struct Shell {
@@ -259,7 +259,7 @@ impl Shell {
                     let object = error.object();
                     error!(%object, field = %error.field(), %error, "configuration error");
                 }
-                self.metrics.config(errors.len());
+                self.metrics.api.configured(errors.len());
                 let errors = errors.iter().map(ToString::to_string).collect();
                 self.write(status::Update::Config { errors }).await;
             }
@@ -278,19 +278,22 @@ impl Shell {
             }
             NoteKind::NodeAssigned => {
                 info!(service = %note.service, note.text, "announcing");
-                self.events.send(Message {
-                    regarding: ObjectReference {
-                        api_version: Some("v1".to_owned()),
-                        kind: Some("Service".to_owned()),
-                        namespace: Some(note.service.namespace),
-                        name: Some(note.service.name),
-                        uid: Some(note.uid),
-                        ..ObjectReference::default()
-                    },
-                    warning: false,
+                let regarding = ObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Service".to_owned()),
+                    namespace: Some(note.service.namespace.to_string()),
+                    name: Some(note.service.name.to_string()),
+                    uid: Some(note.uid),
+                    ..ObjectReference::default()
+                };
+                let event = events::Event {
+                    type_: EventType::Normal,
                     reason: "nodeAssigned".to_owned(),
-                    note: note.text,
-                });
+                    note: Some(note.text),
+                    action: "Announce".to_owned(),
+                    secondary: None,
+                };
+                self.events.publish(regarding, event);
             }
         }
     }

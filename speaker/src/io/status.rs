@@ -11,19 +11,21 @@ use std::{
 
 use config::NodeName;
 use crds::{ConfigurationState, ServiceBGPStatus, ServiceL2Status};
-use k8s_openapi::jiff::Timestamp;
 use kube::{
     Api, Client, Resource, ResourceExt as _,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    core::NamespaceResourceScope,
+    core::{NamespaceResourceScope, Status},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use shell::client::REQUEST_TIMEOUT;
+use shell::{
+    client::{RequestError, request},
+    state,
+};
 use tokio::{
     sync::{mpsc, watch},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::debug;
 
@@ -101,7 +103,7 @@ impl Writer {
             let of = |name: &str| labels.get(name).cloned();
             let namespace = of("metallb.io/service-namespace");
             if let (Some(namespace), Some(name)) = (namespace, of("metallb.io/service-name")) {
-                services.entry(ServiceKey { namespace, name }).or_default();
+                services.entry(ServiceKey::new(namespace, name)).or_default();
             }
         }
     }
@@ -131,7 +133,7 @@ impl Writer {
     ) -> anyhow::Result<()> {
         let api = self.api::<ServiceL2Status>();
         let name = self.object_name("l2", service);
-        let Some(interfaces) = interfaces else { return delete(&api, &name).await };
+        let Some(interfaces) = interfaces else { return Ok(delete(&api, &name).await?) };
         let interfaces: Vec<Value> = interfaces.iter().map(|name| json!({"name": name})).collect();
         self.write(&api, &name, service, json!({"interfaces": interfaces})).await?;
         // A node that died could not remove its own; the one that answers now does. A node that
@@ -158,7 +160,7 @@ impl Writer {
     ) -> anyhow::Result<()> {
         let api = self.api::<ServiceBGPStatus>();
         let name = self.object_name("bgp", service);
-        let Some(peers) = peers else { return delete(&api, &name).await };
+        let Some(peers) = peers else { return Ok(delete(&api, &name).await?) };
         let peers: Vec<&str> = peers.iter().map(Arc::as_ref).collect();
         self.write(&api, &name, service, json!({"peers": peers})).await
     }
@@ -175,25 +177,22 @@ impl Writer {
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
     {
         status["node"] = json!(*self.me);
-        status["serviceName"] = json!(service.name);
-        status["serviceNamespace"] = json!(service.namespace);
+        status["serviceName"] = json!(*service.name);
+        status["serviceNamespace"] = json!(*service.namespace);
         let labels = json!({
             "metallb.io/node": *self.me,
-            "metallb.io/service-name": service.name,
-            "metallb.io/service-namespace": service.namespace,
+            "metallb.io/service-name": *service.name,
+            "metallb.io/service-namespace": *service.namespace,
         });
         self.create::<K>(api, name, labels).await?;
-        patch_status(api, name, json!({"status": status})).await
+        Ok(patch_status(api, name, json!({"status": status})).await?)
     }
 
     async fn write_config(&self, errors: &[String]) -> anyhow::Result<()> {
         let api = self.api::<ConfigurationState>();
         let name = format!("speaker-{}", self.me);
-        let labels = json!({
-            "metallb.io/component-type": "speaker",
-            "metallb.io/node-name": *self.me,
-        });
-        self.create(&api, &name, labels).await?;
+        let labels =
+            [("metallb.io/component-type", "speaker"), ("metallb.io/node-name", &*self.me)];
         let (result, truth, reason) = match errors {
             [] => ("Valid", "True", "Reconciled"),
             _ => ("Invalid", "False", "ConfigurationError"),
@@ -204,10 +203,11 @@ impl Writer {
             "status": truth,
             "reason": reason,
             "message": summary,
-            "lastTransitionTime": Timestamp::now().to_string(),
         });
         let status = json!({"result": result, "errorSummary": summary, "conditions": [condition]});
-        patch_status(&api, &name, json!({"status": status})).await
+        let body = json!({"status": status});
+        state::write(&api, MANAGER, &name, labels, body).await?;
+        Ok(())
     }
 
     async fn create<K>(&self, api: &Api<K>, name: &str, labels: Value) -> anyhow::Result<()>
@@ -223,8 +223,10 @@ impl Writer {
         let params =
             PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
         match request(api.create(&params, &object)).await {
-            Err(error) if !is(&error, |status| status.is_already_exists()) => Err(error),
-            _ => Ok(()),
+            Err(error) if !error.status().is_some_and(Status::is_already_exists) => {
+                Err(error.into())
+            }
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 
@@ -243,31 +245,20 @@ impl Writer {
     }
 }
 
-async fn delete<K>(api: &Api<K>, name: &str) -> anyhow::Result<()>
+async fn delete<K>(api: &Api<K>, name: &str) -> Result<(), RequestError>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
 {
     match request(api.delete(name, &DeleteParams::default())).await {
-        Err(error) if !is(&error, |status| status.is_not_found()) => Err(error),
-        _ => Ok(()),
+        Err(error) if !error.status().is_some_and(Status::is_not_found) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
-async fn patch_status<K>(api: &Api<K>, name: &str, body: Value) -> anyhow::Result<()>
+async fn patch_status<K>(api: &Api<K>, name: &str, body: Value) -> Result<(), RequestError>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
 {
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     request(api.patch_status(name, &params, &Patch::Merge(&body))).await.map(drop)
-}
-
-async fn request<T>(call: impl Future<Output = kube::Result<T>>) -> anyhow::Result<T> {
-    Ok(timeout(REQUEST_TIMEOUT, call).await??)
-}
-
-fn is(error: &anyhow::Error, test: impl Fn(&kube::core::Status) -> bool) -> bool {
-    match error.downcast_ref::<kube::Error>() {
-        Some(kube::Error::Api(status)) => test(status),
-        _ => false,
-    }
 }

@@ -8,7 +8,7 @@ use crate::fixture::{meta, node, object, parse, resources, service, slice};
 const NODES: [&str; 3] = ["n1", "n2", "n3"];
 
 struct Case {
-    config: config::Config,
+    config: Config,
     cluster: Cluster,
     options: Options,
 }
@@ -22,7 +22,7 @@ impl Case {
             .enumerate()
             .map(|(index, name)| {
                 let more = nodes.iter().find(|(other, _)| other == name).map(|(_, more)| more);
-                node(name, &format!("10.0.0.{}", index + 1), more.unwrap_or(&json!({})))
+                node(name, &format!("10.0.0.{}", index + 1), more.unwrap_or(&Value::Null))
             })
             .collect();
         let mut cluster = Cluster::default();

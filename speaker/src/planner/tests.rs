@@ -15,9 +15,7 @@ fn planner() -> (Planner, Instant) {
         heartbeat: Some(IpAddr::from([10, 0, 0, 1])),
         options: Options::default(),
     };
-    #[expect(clippy::disallowed_methods, reason = "an origin for the test's own time")]
-    let now = Instant::now();
-    (Planner::new(settings), now)
+    (Planner::new(settings), Instant::now())
 }
 
 fn settle(planner: &mut Planner, now: Instant) -> Vec<Action> {
@@ -154,7 +152,7 @@ fn event(step: Step) -> Option<Event> {
             Event::ServiceApplied(Box::new(service(&name(number), &addresses, &more)))
         }
         Step::ServiceGone(number) => {
-            Event::ServiceDeleted(ServiceKey { namespace: "default".into(), name: name(number) })
+            Event::ServiceDeleted(ServiceKey::new("default", name(number)))
         }
         Step::Endpoints { number, nodes } => {
             let nodes: Vec<String> = nodes.iter().map(|n| format!("n{n}")).collect();

@@ -81,10 +81,8 @@ impl Checker {
                     self.holds.remove(&key);
                 }
                 Change::Resources(_) => self.holds.clear(),
-                Change::Slice(_)
-                | Change::SliceGone(_)
-                | Change::Node(_)
-                | Change::NodeGone(_) => {}
+                Change::Slice(_) | Change::SliceGone(_) | Change::Node(_) | Change::NodeGone(_) => {
+                }
             }
         }
         self.broken.take().map_or(Ok(()), Err)
@@ -177,9 +175,7 @@ fn owned(cluster: &Cluster, config: &Config, view: &View) -> Result<(), String> 
         cluster
             .nodes
             .iter()
-            .filter(|node| {
-                node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(address))
-            })
+            .filter(|node| node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(address)))
             .collect()
     };
     for (address, asked) in &wanted {

@@ -64,6 +64,9 @@ pub enum Fault {
     Leave(usize),
     /// The planner of a node stands still for so long; its wire goes on.
     FreezePlanner(usize, Duration),
+    /// The node's interface loses its carrier; its heartbeats went the same way.
+    LinkDown(usize),
+    LinkUp(usize),
     /// The segment falls apart: nodes below the number here, the rest there; hosts stay with the
     /// first part.
     Split(usize),
@@ -87,21 +90,69 @@ enum Watcher {
 #[derive(Debug)]
 enum Message {
     /// The first list reaches a watcher.
-    Listed { watcher: Watcher, life: u64 },
+    Listed {
+        watcher: Watcher,
+        life: u64,
+    },
     /// The log up to here reaches a watcher.
-    Watch { watcher: Watcher, life: u64, upto: usize },
-    Frame { to: Station, frame: Arc<[u8]> },
-    Datagram { to: usize, from: usize, payload: Vec<u8> },
-    Wanted { node: usize, life: u64, wanted: Box<Wanted> },
-    Report { node: usize, life: u64, report: Report },
-    Dialled { node: usize, life: u64 },
-    ToRouter { node: usize, life: u64, bytes: Vec<u8> },
-    FromRouter { node: usize, life: u64, bytes: Vec<u8> },
-    SessionGone { node: usize },
-    PatchArrives { life: u64, key: Key, body: Box<serde_json::Value> },
-    PatchAnswered { life: u64, key: Key, result: controller::controller::WriteResult },
-    HostAsks { host: usize },
-    Ends { node: usize, life: u64 },
+    Watch {
+        watcher: Watcher,
+        life: u64,
+        upto: usize,
+    },
+    Frame {
+        to: Station,
+        frame: Arc<[u8]>,
+    },
+    Datagram {
+        to: usize,
+        from: usize,
+        payload: Vec<u8>,
+    },
+    Wanted {
+        node: usize,
+        life: u64,
+        wanted: Box<Wanted>,
+    },
+    Report {
+        node: usize,
+        life: u64,
+        report: Report,
+    },
+    Dialled {
+        node: usize,
+        life: u64,
+    },
+    ToRouter {
+        node: usize,
+        life: u64,
+        bytes: Vec<u8>,
+    },
+    FromRouter {
+        node: usize,
+        life: u64,
+        bytes: Vec<u8>,
+    },
+    SessionGone {
+        node: usize,
+    },
+    PatchArrives {
+        life: u64,
+        key: Key,
+        body: Box<serde_json::Value>,
+    },
+    PatchAnswered {
+        life: u64,
+        key: Key,
+        result: controller::controller::WriteResult,
+    },
+    HostAsks {
+        host: usize,
+    },
+    Ends {
+        node: usize,
+        life: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +167,7 @@ pub struct Node {
     pub name: NodeName,
     pub mac: [u8; 6],
     pub speaker: Option<Speaker>,
+    link_up: bool,
     life: u64,
 }
 
@@ -172,6 +224,7 @@ impl Cluster {
                 name: NodeName::from(format!("n{}", index + 1)),
                 mac: [2, 0, 0, 0, 1, number(index)],
                 speaker: None,
+                link_up: true,
                 life: 0,
             })
             .collect();
@@ -256,6 +309,8 @@ impl Cluster {
                     speaker.planner_rests_until = until;
                 }
             }
+            Fault::LinkDown(node) => self.link(node, false),
+            Fault::LinkUp(node) => self.link(node, true),
             Fault::Split(at) => self.split_at = Some(at),
             Fault::Heal => self.split_at = None,
             Fault::ControllerCrash => self.controller = None,
@@ -379,8 +434,7 @@ impl Cluster {
                     self.router.accept(node);
                     let v4 = std::net::Ipv4Addr::new(10, 0, 0, 10 + number(node));
                     let v6 = std::net::Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 0x10);
-                    let event =
-                        bgp::Event::Connected { local_v4: Some(v4), local_v6: Some(v6) };
+                    let event = bgp::Event::Connected { local_v4: Some(v4), local_v6: Some(v6) };
                     self.to_session(node, event);
                 }
             }
@@ -483,13 +537,19 @@ impl Cluster {
         self.later(delay, Message::Listed { watcher: Watcher::Controller, life });
     }
 
+    fn link(&mut self, node: usize, up: bool) {
+        self.nodes[node].link_up = up;
+        let interfaces = vec![self.interface(node)];
+        self.to_wire(node, wire::Event::Interfaces(interfaces));
+    }
+
     fn interface(&self, node: usize) -> Interface {
         let n = 10 + number(node);
         Interface {
             index: ETH0,
             name: "eth0".into(),
             mac: self.nodes[node].mac,
-            up: true,
+            up: self.nodes[node].link_up,
             networks: vec![
                 format!("10.0.0.{n}/24").parse().expect("an address"),
                 format!("fd00:a::{n:x}/64").parse().expect("an address"),
@@ -587,7 +647,7 @@ impl Cluster {
         let event = match change {
             Change::Service(service) => planner::Event::ServiceApplied(service),
             Change::ServiceGone((namespace, name)) => {
-                planner::Event::ServiceDeleted(speaker::view::ServiceKey { namespace, name })
+                planner::Event::ServiceDeleted(speaker::view::ServiceKey::new(namespace, name))
             }
             Change::Slice(slice) => planner::Event::SliceApplied(slice),
             Change::SliceGone((namespace, name)) => {
@@ -610,7 +670,9 @@ impl Cluster {
                 controller::controller::Event::ServiceApplied(Box::new(view))
             }
             Change::ServiceGone((namespace, name)) => {
-                controller::controller::Event::ServiceDeleted(controller::service::ServiceKey::new(namespace, name))
+                controller::controller::Event::ServiceDeleted(controller::service::ServiceKey::new(
+                    namespace, name,
+                ))
             }
             Change::Resources(mut resources) => {
                 resources.namespaces.insert("default".into(), config::Labels::new());
@@ -645,11 +707,18 @@ impl Cluster {
                     self.later(delay, Message::PatchArrives { life, key, body: Box::new(body) });
                 }
                 controller::controller::Action::PatchPoolStatus { pool, .. } => {
-                    let result = controller::controller::WriteResult::Written { resource_version: "0".into() };
-                    self.to_controller(life, controller::controller::Event::PoolStatusDone { pool, result });
+                    let result = controller::controller::WriteResult::Written {
+                        resource_version: "0".into(),
+                    };
+                    self.to_controller(
+                        life,
+                        controller::controller::Event::PoolStatusDone { pool, result },
+                    );
                 }
                 controller::controller::Action::PatchConfigurationState { .. } => {
-                    let result = controller::controller::WriteResult::Written { resource_version: "0".into() };
+                    let result = controller::controller::WriteResult::Written {
+                        resource_version: "0".into(),
+                    };
                     let event = controller::controller::Event::ConfigurationStateDone { result };
                     self.to_controller(life, event);
                 }
@@ -816,6 +885,10 @@ impl Cluster {
     }
 
     fn reaches(&self, a: Station, b: Station) -> bool {
+        let cut = |station| matches!(station, Station::Node(node) if !self.nodes[node].link_up);
+        if cut(a) || cut(b) {
+            return false;
+        }
         let Some(at) = self.split_at else { return true };
         let first = |station| match station {
             Station::Node(node) => node < at,

@@ -33,12 +33,7 @@ impl Host {
         let mut v6 = [0; 16];
         v6[..2].copy_from_slice(&[0xfe, 0x80]);
         v6[15] = number;
-        Self {
-            mac: [2, 0, 0, 0, 9, number],
-            v4: [10, 0, 0, number],
-            v6,
-            table: BTreeMap::new(),
-        }
+        Self { mac: [2, 0, 0, 0, 9, number], v4: [10, 0, 0, number], v6, table: BTreeMap::new() }
     }
 
     /// The question for an address: an ARP request, or a solicitation to its group.

@@ -92,8 +92,7 @@ fn header(kind: u8, body: &[u8]) -> Vec<u8> {
 /// Version 4, hold time 90 s, both families, four-octet AS numbers.
 fn open(asn: u16) -> Vec<u8> {
     let four = u32::from(asn).to_be_bytes();
-    let capabilities =
-        [&[1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 65, 4][..], &four].concat();
+    let capabilities = [&[1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 65, 4][..], &four].concat();
     let count = u8::try_from(capabilities.len()).expect("a few capabilities");
     let mut body = vec![4];
     body.extend(asn.to_be_bytes());

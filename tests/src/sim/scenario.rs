@@ -6,10 +6,7 @@ use std::{
 };
 
 use config::Resources;
-use k8s_openapi::api::{
-    core::v1::Node,
-    discovery::v1::EndpointSlice,
-};
+use k8s_openapi::api::{core::v1::Node, discovery::v1::EndpointSlice};
 use rand::RngExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -172,6 +169,7 @@ fn acts(cluster: &mut Cluster) -> Result<(), String> {
     cluster.fault(Fault::ApiUp);
     cluster.run(Duration::from_millis(1100))?;
     for node in 0..cluster.nodes.len() {
+        cluster.fault(Fault::LinkUp(node));
         cluster.fault(Fault::Boot(node));
     }
     if !cluster.has_controller() {
@@ -185,7 +183,7 @@ fn acts(cluster: &mut Cluster) -> Result<(), String> {
 fn act(cluster: &mut Cluster, number: &mut u32) {
     let nodes = cluster.nodes.len();
     let node = cluster.rng().random_range(0..nodes);
-    match cluster.rng().random_range(0..17) {
+    match cluster.rng().random_range(0..19) {
         0 | 1 => cluster.fault(Fault::Crash(node)),
         2 | 3 => cluster.fault(Fault::Boot(node)),
         4 => cluster.fault(Fault::Leave(node)),
@@ -200,6 +198,8 @@ fn act(cluster: &mut Cluster, number: &mut u32) {
         10 => cluster.fault(Fault::ApiDown),
         11 => cluster.fault(Fault::ApiUp),
         12 => cluster.fault(Fault::RouterReset),
+        17 => cluster.fault(Fault::LinkDown(node)),
+        18 => cluster.fault(Fault::LinkUp(node)),
         13 | 14 => {
             // The pool has ten addresses of a family; more Services than that would rightly wait.
             if *number < 9 {

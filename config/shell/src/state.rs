@@ -1,0 +1,47 @@
+//! ConfigurationState: where each daemon says whether the configuration can be used.
+
+use crds::{ConfigurationState, ConfigurationStateSpec};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api,
+    api::{Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+
+use crate::client::{RequestError, request};
+
+/// Makes the object if there is none and writes its status; a condition whose status does not
+/// change keeps the time of its last transition. `body` is a merge patch whose conditions lack that
+/// time, `manager` the name in `managedFields`.
+///
+/// # Errors
+/// Those of the requests.
+pub async fn write<const N: usize>(
+    api: &Api<ConfigurationState>,
+    manager: &str,
+    name: &str,
+    labels: [(&str, &str); N],
+    mut body: Value,
+) -> Result<ConfigurationState, RequestError> {
+    let current = match request(api.get_opt(name)).await? {
+        Some(current) => current,
+        None => {
+            let mut new = ConfigurationState::new(name, ConfigurationStateSpec {});
+            new.metadata.labels =
+                Some(labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+            let field_manager = Some(manager.to_owned());
+            let params = PostParams { field_manager, ..PostParams::default() };
+            request(api.create(&params, &new)).await?
+        }
+    };
+    let old = current.status.unwrap_or_default().conditions;
+    for condition in body["status"]["conditions"].as_array_mut().into_iter().flatten() {
+        let since = old
+            .iter()
+            .find(|old| condition["type"] == *old.type_ && condition["status"] == *old.status)
+            .map_or_else(Timestamp::now, |old| old.last_transition_time.0);
+        condition["lastTransitionTime"] = json!(since.to_string());
+    }
+    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    request(api.patch_status(name, &params, &Patch::Merge(&body))).await
+}

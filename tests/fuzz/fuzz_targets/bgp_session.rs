@@ -1,0 +1,128 @@
+//! A router that sends anything, in pieces of any length, to a session that is new or Established.
+//! Whatever comes, what the session sends is framed as RFC 4271 section 4.1 says, and nothing is
+//! sent where there is no connection.
+#![no_main]
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use bgp::{Action, Event, PeerAsn, Route, Session, SessionConfig, StateKind};
+use libfuzzer_sys::fuzz_target;
+
+const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
+/// RFC 4271 section 4: the longest message.
+const LONGEST: usize = 4096;
+
+fuzz_target!(|data: &[u8]| {
+    let [first, mut data @ ..] = data else { return };
+    let mut peer = Peer::new();
+    if first & 1 == 1 {
+        peer.receive(&open());
+        peer.receive(&message(4, &[]));
+        assert_eq!(peer.session.state(), StateKind::Established);
+    }
+    // An octet is the length of the piece after it; 0 lets time pass.
+    while let [length, rest @ ..] = data {
+        let (piece, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        if *length == 0 {
+            peer.wait();
+        } else {
+            peer.receive(piece);
+        }
+        data = rest;
+    }
+});
+
+struct Peer {
+    session: Session,
+    connected: bool,
+    now: Instant,
+}
+
+impl Peer {
+    fn new() -> Self {
+        let config = SessionConfig::new(64512, PeerAsn::Number(65001), V4);
+        let mut peer =
+            Self { session: Session::new(config, 7), connected: false, now: Instant::now() };
+        peer.handle(Event::Advertise(routes()));
+        peer.handle(Event::Start);
+        peer
+    }
+
+    fn receive(&mut self, piece: &[u8]) {
+        // What arrives on a closed connection is the shell's to drop.
+        if self.connected {
+            self.handle(Event::Received(piece));
+        } else {
+            self.wait();
+        }
+    }
+
+    fn wait(&mut self) {
+        let due = self.session.poll_timeout().unwrap_or(self.now + Duration::from_secs(1));
+        self.now = self.now.max(due);
+        let actions = self.session.handle_timeout(self.now);
+        self.perform(actions);
+    }
+
+    fn handle(&mut self, event: Event<'_>) {
+        let actions = self.session.handle(event, self.now);
+        self.perform(actions);
+    }
+
+    fn perform(&mut self, actions: Vec<Action>) {
+        let mut connecting = false;
+        for action in actions {
+            match action {
+                Action::Connect => connecting = true,
+                Action::Send(bytes) => {
+                    assert!(self.connected, "sent without a connection");
+                    check_framing(&bytes);
+                }
+                Action::Close => self.connected = false,
+                Action::StateChanged(_) => {}
+            }
+        }
+        if connecting {
+            self.connected = true;
+            self.handle(Event::Connected { local_v4: Some(V4), local_v6: Some(V6) });
+        }
+    }
+}
+
+fn check_framing(mut bytes: &[u8]) {
+    while !bytes.is_empty() {
+        assert_eq!(bytes[..16], [0xff; 16], "marker");
+        let length = usize::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+        assert!((19..=LONGEST).contains(&length), "length {length}");
+        bytes = &bytes[length..];
+    }
+}
+
+fn routes() -> BTreeSet<Route> {
+    let prefixes = ["203.0.113.1/32", "203.0.113.2/32", "2001:db8:113::1/128"];
+    let route = |prefix: &str| Route {
+        prefix: prefix.parse().expect("a prefix"),
+        local_pref: None,
+        communities: BTreeSet::from([0xfc00_0064]),
+        large_communities: BTreeSet::from([(64512, 1, 2)]),
+    };
+    prefixes.map(route).into()
+}
+
+/// An OPEN with both families and four-octet AS numbers.
+fn open() -> Vec<u8> {
+    let capabilities =
+        [1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 65, 4, 0, 0, 0xfd, 0xe9];
+    let fixed = [4, 0xfd, 0xe9, 0, 90, 192, 0, 2, 1, 22, 2, 20];
+    message(1, &[&fixed[..], &capabilities].concat())
+}
+
+fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(19 + body.len()).expect("short");
+    [&[0xff; 16][..], &length.to_be_bytes(), &[kind], body].concat()
+}

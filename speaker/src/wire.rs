@@ -7,13 +7,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv6Addr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use layer2::{
     Announcer, Candidates, Interface, InterfaceIndex, InterfaceMatch, NodeName, Ownership,
     OwnershipConfig, announcer, ownership,
 };
+
+/// How long a node whose only links came back waits for a peer before it takes anything: while it was
+/// cut off its peers fell silent, and that must not pass for their death. Ports that have just come
+/// up may take seconds to forward.
+const RETURN_WAIT: Duration = Duration::from_secs(2);
+/// How long the peers then get to tell what they own.
+const CLAIMS_WAIT: Duration = Duration::from_millis(80);
 
 /// What the planner wants on the segment; always the whole.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -83,6 +90,8 @@ pub struct Wire {
     report: Report,
     /// The planner has spoken.
     planned: bool,
+    /// After a time without a link: until then this node takes nothing.
+    returning_until: Option<Instant>,
     leaving: bool,
 }
 
@@ -97,6 +106,7 @@ impl Wire {
             announcer: Announcer::new(),
             report: Report::default(),
             planned: false,
+            returning_until: None,
             leaving: false,
         }
     }
@@ -107,6 +117,10 @@ impl Wire {
             Event::Wanted(wanted) => self.set_wanted(wanted, now, &mut actions),
             Event::Interfaces(interfaces) => {
                 if self.report.interfaces != interfaces {
+                    let up = |all: &[Interface]| all.iter().any(|interface| interface.up);
+                    if self.planned && !up(&self.report.interfaces) && up(&interfaces) {
+                        self.returning_until = Some(now + RETURN_WAIT);
+                    }
                     self.report.interfaces.clone_from(&interfaces);
                     self.announce(announcer::Event::Interfaces(interfaces), now, &mut actions);
                     actions.push(Action::Report(self.report.clone()));
@@ -134,6 +148,10 @@ impl Wire {
 
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.returning_until.is_some_and(|until| until <= now) {
+            self.returning_until = None;
+            self.own(ownership::Event::Wanted(self.candidates()), now, &mut actions);
+        }
         let owned = self.ownership.handle_timeout(now);
         self.perform_ownership(owned, now, &mut actions);
         let announced = self.announcer.handle_timeout(now);
@@ -142,10 +160,10 @@ impl Wire {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match (self.ownership.poll_timeout(), self.announcer.poll_timeout()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        [self.ownership.poll_timeout(), self.announcer.poll_timeout(), self.returning_until]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The announcer's counters: by address, and ignored frames by reason.
@@ -182,7 +200,7 @@ impl Wire {
         let mut all = BTreeMap::new();
         for (address, wanted) in &self.wanted.addresses {
             let mut candidates = wanted.candidates.clone();
-            if !self.can_answer(&wanted.interfaces) {
+            if self.returning_until.is_some() || !self.can_answer(&wanted.interfaces) {
                 candidates.nodes.remove(&self.me);
             }
             all.insert(*address, candidates);
@@ -227,6 +245,8 @@ impl Wire {
                     self.announce(announcer::Event::Repeat(addresses), now, actions);
                 }
                 ownership::Action::PeerUp(node) => {
+                    self.returning_until =
+                        self.returning_until.map(|until| until.min(now + CLAIMS_WAIT));
                     self.report.live.insert(node);
                     actions.push(Action::Report(self.report.clone()));
                 }

@@ -17,17 +17,23 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::Read,
     net::{IpAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Once, OnceLock},
+    sync::{
+        Arc, Once, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use apiserver::{ApiServer, Options};
-use netlab::{End, Lab, Namespace, Process, Signal, Switch, wait_for};
+use netlab::{End, Lab, Namespace, Process, Switch, wait_for};
 use serde_json::{Value, json};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Runtime;
 
 /// For whatever happens by itself; most of it takes well under a second on an idle machine.
@@ -85,7 +91,7 @@ pub fn on_stage(test: impl FnOnce(&mut Stage) -> Result<()>) {
     let mut stage = Stage::build().unwrap();
     match stage.start_speakers().and_then(|()| test(&mut stage)) {
         Ok(()) => stage.close().unwrap(),
-        Err(error) => panic!("{error:#}\n{}", stage.lab.log_tails(30)),
+        Err(error) => panic!("{error:#}\n{}", stage.lab.log_tails(15)),
     }
 }
 
@@ -530,53 +536,106 @@ impl Pings {
     }
 }
 
-/// A running tcpdump.
+/// Hears what is said on the segment about who has which address.
 #[derive(Debug)]
 pub struct Capture {
-    process: Process,
+    stop: Arc<AtomicBool>,
+    listener: JoinHandle<Vec<Heard>>,
+}
+
+/// One of the frames that Linux learns from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heard {
+    /// The Ethernet header's addresses.
+    pub source: String,
+    /// See `source`.
+    pub destination: String,
+    /// The address in question.
+    pub address: IpAddr,
+    /// The MAC address that it is said to have.
+    pub mac: String,
+    /// How it is said.
+    pub form: Form,
+}
+
+/// The forms of such frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// An ARP request of a station for its own address (RFC 5227 section 3).
+    GratuitousRequest,
+    /// An ARP reply, asked for or not.
+    Reply,
+    /// A neighbour advertisement with the option that names the MAC address (RFC 4861 section 4.4).
+    Advertisement {
+        /// Somebody had asked.
+        solicited: bool,
+        /// What the hearer knew before is to be replaced.
+        overriding: bool,
+    },
 }
 
 impl Capture {
-    /// Listens from when this returns on.
+    /// Hears from when this returns on.
     ///
     /// # Errors
-    /// When tcpdump does not take the filter.
-    pub fn start(host: &Namespace, name: &str, filter: &str) -> Result<Self> {
-        let mut command = host.command("tcpdump");
-        // -Z root: there may be no other user here, see user_namespaces(7).
-        command.args(["-Z", "root", "-i", DEVICE, "-nn", "-e", "-v", "-l", "--immediate-mode"]);
-        let mut process = host.spawn(name, {
-            command.arg(filter);
-            command
+    /// When the kernel gives no packet socket.
+    pub fn start(host: &Namespace) -> Result<Self> {
+        let mut socket = host.inside(|| {
+            // ETH_P_ALL of packet(7), in network byte order.
+            let all = Protocol::from(i32::from(3_u16.to_be()));
+            Ok(Socket::new(Domain::PACKET, Type::RAW, Some(all))?)
         })?;
-        wait_for("tcpdump listens", LIMIT, || {
-            process.check_running()?;
-            let text = fs::read_to_string(process.log())?;
-            ensure!(text.contains("listening on"), "{text}");
-            Ok(())
-        })?;
-        Ok(Self { process })
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let listener = std::thread::spawn(move || {
+            let (mut heard, mut frame) = (Vec::new(), [0; 2048]);
+            loop {
+                match socket.read(&mut frame) {
+                    Ok(length) => heard.extend(Heard::in_frame(&frame[..length])),
+                    // Nothing more has come by the end.
+                    Err(_) if stopped.load(Ordering::Relaxed) => return heard,
+                    Err(_) => {}
+                }
+            }
+        });
+        Ok(Self { stop, listener })
     }
 
-    /// Ends it; the packets, one a string.
-    ///
-    /// # Errors
-    /// When its log cannot be read.
-    pub fn stop(self) -> Result<Vec<String>> {
-        let log = self.process.log().to_owned();
-        self.process.kill();
-        let text = fs::read_to_string(&log)?;
-        // Another of the same name starts with an empty log.
-        fs::remove_file(log)?;
-        let mut packets: Vec<String> = Vec::new();
-        for line in text.lines() {
-            match (line.starts_with(|first: char| first.is_ascii_digit()), packets.last_mut()) {
-                (true, _) => packets.push(line.to_owned()),
-                (false, Some(packet)) => packet.push_str(line),
-                (false, None) => {}
+    /// Ends it; what was heard, in order.
+    pub fn stop(self) -> Vec<Heard> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.listener.join().unwrap()
+    }
+}
+
+impl Heard {
+    fn in_frame(frame: &[u8]) -> Option<Self> {
+        let mac = |at: usize| {
+            let octets = frame.get(at..at + 6)?.iter();
+            Some(octets.map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":"))
+        };
+        let octet = |at: usize| frame.get(at).copied();
+        let v4 = |at: usize| Some(<[u8; 4]>::try_from(frame.get(at..at + 4)?).ok()?.into());
+        let (address, named, form) = match frame.get(12..14)? {
+            // RFC 826: operation at 20, sender's MAC at 22 and IP at 28, target's IP at 38.
+            [0x08, 0x06] => match octet(21)? {
+                1 if v4(28)? == v4(38)? => (v4(28)?, mac(22)?, Form::GratuitousRequest),
+                2 => (v4(28)?, mac(22)?, Form::Reply),
+                _ => return None,
+            },
+            // ICMPv6 type 136, flags, target, and the option of type 2 and length 1.
+            [0x86, 0xdd]
+                if octet(20)? == 58 && octet(54)? == 136 && frame.get(78..80)? == [2, 1] =>
+            {
+                let target = <[u8; 16]>::try_from(frame.get(62..78)?).ok()?;
+                let flags = octet(58)?;
+                let (solicited, overriding) = (flags & 0x40 != 0, flags & 0x20 != 0);
+                (target.into(), mac(80)?, Form::Advertisement { solicited, overriding })
             }
-        }
-        Ok(packets)
+            _ => return None,
+        };
+        Some(Self { source: mac(6)?, destination: mac(0)?, address, mac: named, form })
     }
 }
 
@@ -771,14 +830,6 @@ impl Router {
         }
         Ok(())
     }
-
-    /// The daemon itself, for a signal; of FRR, bgpd.
-    ///
-    /// # Errors
-    /// When it has ended.
-    pub fn signal(&self, signal: Signal) -> Result<()> {
-        self.processes.last().context("it runs")?.signal(signal)
-    }
 }
 
 fn bird_configuration(config: RouterConfig<'_>) -> String {
@@ -795,7 +846,7 @@ fn bird_configuration(config: RouterConfig<'_>) -> String {
         text += &format!(
             "protocol bgp n{number} {{\n\
              local 10.0.0.1 as {asn}; neighbor 10.0.0.1{number} as {node_asn};\n\
-             passive on; {password}\n\
+             direct; passive on; {password}\n\
              ipv4 {{ import all; export none; }}; ipv6 {{ import all; export none; }};\n}}\n"
         );
     }

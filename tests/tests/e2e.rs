@@ -1,7 +1,7 @@
 //! Berth on a real Kubernetes: a real API server and kube-proxy, the two programs as
 //! `deploy/install.yaml` describes them, and a client on the nodes' network that knows nothing but
 //! the address. Needs root; run with `--test-threads=1`.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -63,9 +63,22 @@ pub fn resources(
             watches.everywhere(labels::<Node>, |all, name, new| in_map(&mut all.nodes, name, new)),
         ]),
     }
+    whole(steps)
+}
+
+/// What a watch means for the value.
+enum Step {
+    /// Says whether the value differs afterwards.
+    Change(Box<dyn FnOnce(&mut Resources) -> bool + Send>),
+    /// Once for each kind.
+    Listed,
+}
+
+/// Nothing before every one of `steps` said that it is listed.
+fn whole(steps: Vec<BoxStream<'static, Step>>) -> BoxStream<'static, Resources> {
     let mut unlisted = steps.len();
     let mut resources = Resources::default();
-    let whole = move |steps: Vec<Step>| {
+    let take = move |steps: Vec<Step>| {
         let mut changed = false;
         for step in steps {
             match step {
@@ -78,15 +91,7 @@ pub fn resources(
         }
         future::ready((changed && unlisted == 0).then(|| resources.clone()))
     };
-    select_all(steps).ready_chunks(BATCH).filter_map(whole).boxed()
-}
-
-/// What a watch means for the value.
-enum Step {
-    /// Says whether the value differs afterwards.
-    Change(Box<dyn FnOnce(&mut Resources) -> bool + Send>),
-    /// Once for each kind.
-    Listed,
+    select_all(steps).ready_chunks(BATCH).filter_map(take).boxed()
 }
 
 struct Watches<'a> {
@@ -200,9 +205,49 @@ where
 
 #[cfg(test)]
 mod tests {
+    use futures::{FutureExt as _, channel::mpsc, stream};
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn nothing_is_told_before_every_kind_is_listed() {
+        let named = |name: &'static str| {
+            let named =
+                move |all: &mut Resources| in_map(&mut all.nodes, name.into(), Some(Labels::new()));
+            Step::Change(Box::new(named))
+        };
+        let (sender, late) = mpsc::unbounded();
+        let early = stream::iter([named("a"), Step::Listed]).chain(stream::pending());
+        let mut whole = whole(vec![early.boxed(), late.boxed()]);
+        let mut told = move || {
+            let resources = whole.next().now_or_never()?.unwrap();
+            Some(resources.nodes.keys().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(told(), None);
+        sender.unbounded_send(named("b")).unwrap();
+        assert_eq!(told(), None);
+        sender.unbounded_send(Step::Listed).unwrap();
+        assert_eq!(told().unwrap(), ["a", "b"]);
+        sender.unbounded_send(named("b")).unwrap();
+        assert_eq!(told(), None, "nothing differs");
+        sender.unbounded_send(named("c")).unwrap();
+        sender.unbounded_send(named("d")).unwrap();
+        assert_eq!(told().unwrap(), ["a", "b", "c", "d"], "both at once");
+        assert_eq!(told(), None);
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_is_told_from_one_that_can() {
+        for (addresses, is_readable) in [(json!(["192.0.2.0/24"]), true), (json!(7), false)] {
+            let guard: DeserializeGuard<crds::IPAddressPool> = serde_json::from_value(json!({
+                "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
+                "metadata": {"name": "pool"}, "spec": {"addresses": addresses},
+            }))
+            .unwrap();
+            assert_eq!(readable(guard).is_some(), is_readable, "{addresses}");
+        }
+    }
 
     #[test]
     fn a_list_holds_the_newest_of_each_name_in_order() {

@@ -14,27 +14,24 @@ pub enum LogLevel {
     None,
 }
 
+/// kube logs each failed request and each watch that ends by itself; whoever asked says it better.
+const WITHOUT_KUBE: &str = "kube_client::client=error,kube_client::client::builder=off,\
+                            kube_client::client::tls=warn";
+/// Libraries that would drown out everything else.
+const WITHOUT_LIBRARIES: &str = "hyper_util=info,hyper=info,kube_runtime=info,\
+                                 netlink_proto=info,rustls=info,tower=info";
+
 /// Starts logging. `RUST_LOG` overrides the level where it is set.
 pub fn init(level: LogLevel) {
-    let ours = match level {
-        LogLevel::All => "trace",
-        LogLevel::Debug => "debug",
-        LogLevel::Info => "info",
-        LogLevel::Warn => "warn",
-        LogLevel::Error => "error",
-        LogLevel::None => "off",
+    let filter = match level {
+        LogLevel::All => format!("trace,{WITHOUT_KUBE},{WITHOUT_LIBRARIES}"),
+        LogLevel::Debug => format!("debug,{WITHOUT_KUBE},{WITHOUT_LIBRARIES}"),
+        LogLevel::Info => format!("info,{WITHOUT_KUBE}"),
+        LogLevel::Warn => format!("warn,{WITHOUT_KUBE}"),
+        LogLevel::Error => "error,kube_client=off".to_owned(),
+        LogLevel::None => "off".to_owned(),
     };
-    let others = match level {
-        // Libraries that would drown out everything else.
-        LogLevel::All | LogLevel::Debug => {
-            ",hyper_util=info,hyper=info,tower=info,netlink_proto=info,rustls=info"
-        }
-        LogLevel::Info | LogLevel::Warn | LogLevel::Error | LogLevel::None => "",
-    };
-    // kube logs each failed request at ERROR by itself; whoever made the request says it better.
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        EnvFilter::new(format!("{ours},kube_client::client::builder=off{others}"))
-    });
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(filter));
     tracing_subscriber::fmt()
         .json()
         .flatten_event(true)

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 use futures::{
     StreamExt as _,
-    stream::{self, BoxStream},
+    stream::{self, BoxStream, Stream},
 };
 use kube::{
     Api, Resource, ResourceExt as _,
@@ -66,7 +66,37 @@ where
             stream::iter(Vec::new())
         }
     };
-    watcher(api, config).backoff(Fast::default()).flat_map(changes).boxed()
+    events(api, config).backoff(Fast::default()).flat_map(changes).boxed()
+}
+
+/// What kube's watcher tells, which lists anew only when its version is too old. An API server that
+/// was set back to a backup knows no version as new as ours, and would be asked for it for ever.
+fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    stream::unfold(None, move |watching: Option<BoxStream<'static, _>>| {
+        let mut watching = watching.unwrap_or_else(|| watcher(api.clone(), config.clone()).boxed());
+        async move {
+            let event = watching.next().await?;
+            let go_on = !event.as_ref().is_err_and(is_ahead);
+            Some((event, go_on.then_some(watching)))
+        }
+    })
+}
+
+/// The API server is behind the version that we have seen.
+fn is_ahead(error: &watcher::Error) -> bool {
+    let status = match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status)) => status,
+        watcher::Error::WatchError(status) => status,
+        watcher::Error::WatchStartFailed(_)
+        | watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => return false,
+    };
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.reason == "ResourceVersionTooLarge")
 }
 
 /// Knows which objects there are, to tell what a list does not show any more.
@@ -128,7 +158,12 @@ fn log<K: Resource<DynamicType: Default>>(error: &watcher::Error, warned: &mut O
     if ordinary || warned.is_some_and(|warned| warned.elapsed() < WARNING_INTERVAL) {
         debug!(kind, %error, "watch failed and is tried again");
     } else {
-        warn!(kind, %error, "watch failed and is tried again");
+        // kube's own words end before the cause, such as a refused connection.
+        let mut cause: &dyn std::error::Error = error;
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        warn!(kind, %error, %cause, "watch failed and is tried again");
         *warned = Some(Instant::now());
     }
 }
@@ -166,7 +201,12 @@ impl Backoff for Fast {
 
 #[cfg(test)]
 mod tests {
+    use std::{collections::VecDeque, convert::Infallible};
+
+    use http::{Request, Response};
     use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Client, client::Body};
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -207,6 +247,44 @@ mod tests {
             let what = format!("{event:?}");
             assert_eq!(sweep.take(event), changes, "{what}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_was_set_back_is_listed_anew() {
+        let list = |version: &str, name: &str| {
+            json!({"apiVersion": "v1", "kind": "ConfigMapList",
+                   "metadata": {"resourceVersion": version}, "items": [object(name)]})
+        };
+        let too_large = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 504,
+            "message": "Too large resource version: 10, current: 5", "reason": "Timeout",
+            "details": {"causes": [{"reason": "ResourceVersionTooLarge",
+                                    "message": "Too large resource version"}]}});
+        let script = [
+            ("limit=500", 200, list("10", "a")),
+            ("watch=true", 504, too_large),
+            ("limit=500", 200, list("5", "b")),
+        ];
+        let api = Api::<ConfigMap>::all(scripted(script));
+        let config = watcher::Config::default();
+        let metrics = ApiMetrics::default();
+        let told: Vec<_> = changes(api, config, &metrics).take(4).collect().await;
+        assert_eq!(told, [applied("a"), Change::Listed, applied("b"), deleted("a")]);
+        assert_eq!(metrics.update_errors.get(), 1);
+    }
+
+    /// Answers so, in this order, to requests with these words in their query.
+    fn scripted<const N: usize>(script: [(&'static str, u16, Value); N]) -> Client {
+        let mut script = VecDeque::from(script);
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let (words, code, answer) = script.pop_front().unwrap();
+            let uri = request.uri().to_string();
+            assert!(uri.contains(words), "{uri} instead of {words}");
+            let answer = Body::from(answer.to_string().into_bytes());
+            let answer = Response::builder().status(code).body(answer).unwrap();
+            std::future::ready(Ok::<_, Infallible>(answer))
+        });
+        Client::new(service, "default")
     }
 
     #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ const V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 2);
 const LONGEST: usize = 4096;
 
 fuzz_target!(|data: &[u8]| {
-    let [first, mut data @ ..] = data else { return };
+    let Some((first, mut data)) = data.split_first() else { return };
     let mut peer = Peer::new();
     if first & 1 == 1 {
         peer.receive(&open());
@@ -116,8 +116,7 @@ fn routes() -> BTreeSet<Route> {
 
 /// An OPEN with both families and four-octet AS numbers.
 fn open() -> Vec<u8> {
-    let capabilities =
-        [1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 65, 4, 0, 0, 0xfd, 0xe9];
+    let capabilities = [1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1, 2, 0, 65, 4, 0, 0, 0xfd, 0xe9];
     let fixed = [4, 0xfd, 0xe9, 0, 90, 192, 0, 2, 1, 22, 2, 20];
     message(1, &[&fixed[..], &capabilities].concat())
 }

@@ -15,11 +15,14 @@ fuzz_target!(|data: &[u8]| {
     let mut resources = Resources::default();
     if first & 1 == 0 {
         let addresses: Vec<_> = text.lines().collect();
-        add(&mut resources, &json!({
-            "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
-            "metadata": {"name": "pool", "namespace": NAMESPACE},
-            "spec": {"addresses": addresses},
-        }));
+        add(
+            &mut resources,
+            &json!({
+                "apiVersion": "metallb.io/v1beta1", "kind": "IPAddressPool",
+                "metadata": {"name": "pool", "namespace": NAMESPACE},
+                "spec": {"addresses": addresses},
+            }),
+        );
     } else {
         for object in text.lines().filter_map(|line| serde_json::from_str(line).ok()) {
             add(&mut resources, &object);

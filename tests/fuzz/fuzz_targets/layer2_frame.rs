@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     time::Instant,
 };
 
@@ -22,26 +22,70 @@ fuzz_target!(|data: &[u8]| {
     let owned: BTreeSet<IpAddr> =
         ["10.0.0.200", "fd00:a::200"].map(|address| address.parse().expect("an address")).into();
     let other = "10.0.0.201".parse().expect("an address");
-    let candidates: BTreeMap<_, _> =
-        owned.iter().copied().chain([other]).map(|address| (address, InterfaceMatch::All)).collect();
+    let candidates: BTreeMap<_, _> = owned
+        .iter()
+        .copied()
+        .chain([other])
+        .map(|address| (address, InterfaceMatch::All))
+        .collect();
     let mut announcer = Announcer::new();
     announcer.handle(Event::Interfaces(vec![interface()]), now);
     announcer.handle(Event::Candidates(candidates), now);
     announcer.handle(Event::Own(owned.clone()), now);
 
-    // An octet is the length of the frame after it.
+    // An octet is the length of the piece after it.
     let mut data = data;
     while let [length, rest @ ..] = data {
-        let (frame, rest) = rest.split_at(usize::from(*length).min(rest.len()));
-        let actions = announcer.handle(Event::Frame { interface: HERE, frame }, now);
-        match actions.as_slice() {
-            [] => {}
-            [Action::SendFrame { interface, frame }] => check_answer(*interface, frame, &owned),
-            more => panic!("{more:?}"),
+        let (piece, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        // As it is; behind an honest start; and as the options of a solicitation.
+        for frame in [piece, &[ARP, piece].concat(), &solicitation(piece)] {
+            let actions = announcer.handle(Event::Frame { interface: HERE, frame }, now);
+            match actions.as_slice() {
+                [] => {}
+                [Action::SendFrame { interface, frame }] => check_answer(*interface, frame, &owned),
+                more => panic!("{more:?}"),
+            }
         }
         data = rest;
     }
 });
+
+/// A broadcast ARP frame up to the operation.
+const ARP: &[u8] = &[255, 255, 255, 255, 255, 255, 2, 0, 0, 0, 0, 99, 8, 6, 0, 1, 8, 0, 6, 4, 0];
+
+/// A neighbor solicitation for an owned address, with a checksum that is right.
+fn solicitation(options: &[u8]) -> Vec<u8> {
+    let source: Ipv6Addr = "fe80::99".parse().expect("an address");
+    let group: Ipv6Addr = "ff02::1:ff00:200".parse().expect("an address");
+    let target: Ipv6Addr = "fd00:a::200".parse().expect("an address");
+    let length = u16::try_from(24 + options.len()).expect("a piece has at most 255 octets");
+    let mut message = [&[135, 0, 0, 0, 0, 0, 0, 0], &target.octets()[..], options].concat();
+    let pseudo_header =
+        [&source.octets()[..], &group.octets(), &u32::from(length).to_be_bytes(), &[0, 0, 0, 58]];
+    let checksum = checksum(&[&pseudo_header.concat()[..], &message].concat());
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    let [high, low] = length.to_be_bytes();
+    [
+        &[0x33, 0x33, 0xff, 0, 2, 0, 2, 0, 0, 0, 0, 99, 0x86, 0xdd][..],
+        &[0x60, 0, 0, 0, high, low, 58, 255],
+        &source.octets(),
+        &group.octets(),
+        &message,
+    ]
+    .concat()
+}
+
+/// RFC 1071.
+fn checksum(octets: &[u8]) -> u16 {
+    let words = octets.chunks(2).map(|pair| {
+        u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or_default()]))
+    });
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !u16::try_from(sum).expect("folded")
+}
 
 fn check_answer(interface: InterfaceIndex, frame: &[u8], owned: &BTreeSet<IpAddr>) {
     assert_eq!(interface, HERE);

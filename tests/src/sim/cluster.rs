@@ -109,15 +109,15 @@ enum Message {
         from: usize,
         payload: Vec<u8>,
     },
+    /// The wire thread looks into its slot, which holds the newest wishes only.
     Wanted {
         node: usize,
         life: u64,
-        wanted: Box<Wanted>,
     },
+    /// The planner looks at the newest report.
     Report {
         node: usize,
         life: u64,
-        report: Report,
     },
     Dialled {
         node: usize,
@@ -179,6 +179,8 @@ pub struct Speaker {
     /// What the wire said last.
     pub report: Report,
     pub leaving: bool,
+    /// What the planner wants and the wire has not seen yet.
+    slot: Option<Wanted>,
     sessions: BTreeMap<PeerName, bgp::Session>,
     planner_rests_until: Instant,
     /// How much of the log it has read; none before its first list.
@@ -413,20 +415,24 @@ impl Cluster {
             Message::Frame { to: Station::Host(host), frame } => self.hosts[host].hear(&frame),
             Message::Frame { to: Station::Node(node), frame } => {
                 let event = wire::Event::Frame { interface: ETH0, frame: &frame };
-                self.to_wire(node, event);
+                self.tell_wire(node, event);
             }
             Message::Datagram { to, from, payload } => {
                 let from = self.nodes[from].name.clone();
-                self.to_wire(to, wire::Event::Datagram { from: &from, payload: &payload });
+                self.tell_wire(to, wire::Event::Datagram { from: &from, payload: &payload });
             }
-            Message::Wanted { node, life, wanted } => {
-                if self.nodes[node].life == life {
-                    self.to_wire(node, wire::Event::Wanted(*wanted));
+            Message::Wanted { node, life } => {
+                let same = self.nodes[node].life == life;
+                let speaker = self.nodes[node].speaker.as_mut().filter(|_| same);
+                if let Some(wanted) = speaker.and_then(|speaker| speaker.slot.take()) {
+                    self.tell_wire(node, wire::Event::Wanted(wanted));
                 }
             }
-            Message::Report { node, life, report } => {
-                if self.nodes[node].life == life {
-                    self.to_planner(node, planner::Event::Wire(report));
+            Message::Report { node, life } => {
+                let speaker = self.nodes[node].speaker.as_ref();
+                if let Some(speaker) = speaker.filter(|_| self.nodes[node].life == life) {
+                    let report = speaker.report.clone();
+                    self.tell_planner(node, planner::Event::Wire(report));
                 }
             }
             Message::Dialled { node, life } => {
@@ -435,7 +441,7 @@ impl Cluster {
                     let v4 = std::net::Ipv4Addr::new(10, 0, 0, 10 + number(node));
                     let v6 = std::net::Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 0x10);
                     let event = bgp::Event::Connected { local_v4: Some(v4), local_v6: Some(v6) };
-                    self.to_session(node, event);
+                    self.tell_session(node, event);
                 }
             }
             Message::ToRouter { node, life, bytes } => {
@@ -452,10 +458,10 @@ impl Cluster {
             }
             Message::FromRouter { node, life, bytes } => {
                 if self.nodes[node].life == life {
-                    self.to_session(node, bgp::Event::Received(&bytes));
+                    self.tell_session(node, bgp::Event::Received(&bytes));
                 }
             }
-            Message::SessionGone { node } => self.to_session(node, bgp::Event::Closed),
+            Message::SessionGone { node } => self.tell_session(node, bgp::Event::Closed),
             Message::PatchArrives { life, key, body } => {
                 let result = if self.api_up {
                     match self.api.patch_status(&key, &body) {
@@ -477,7 +483,10 @@ impl Cluster {
             }
             Message::PatchAnswered { life, key: (namespace, name), result } => {
                 let key = controller::service::ServiceKey::new(namespace, name);
-                self.to_controller(life, controller::controller::Event::WriteDone { key, result });
+                self.tell_controller(
+                    life,
+                    controller::controller::Event::WriteDone { key, result },
+                );
             }
             Message::HostAsks { host } => self.host_asks(host),
             Message::Ends { node, life } => {
@@ -508,12 +517,13 @@ impl Cluster {
             wire,
             report: Report::default(),
             leaving: false,
+            slot: None,
             sessions: BTreeMap::new(),
             planner_rests_until: self.now,
             cursor: None,
         });
         let interfaces = vec![self.interface(node)];
-        self.to_wire(node, wire::Event::Interfaces(interfaces));
+        self.tell_wire(node, wire::Event::Interfaces(interfaces));
         let delay = self.delay(1_000, 60_000);
         self.later(delay, Message::Listed { watcher: Watcher::Speaker(node), life });
     }
@@ -540,7 +550,7 @@ impl Cluster {
     fn link(&mut self, node: usize, up: bool) {
         self.nodes[node].link_up = up;
         let interfaces = vec![self.interface(node)];
-        self.to_wire(node, wire::Event::Interfaces(interfaces));
+        self.tell_wire(node, wire::Event::Interfaces(interfaces));
     }
 
     fn interface(&self, node: usize) -> Interface {
@@ -606,13 +616,13 @@ impl Cluster {
                 if let Some(controller) = &mut self.controller {
                     controller.cursor = Some(upto);
                 }
-                self.to_controller(life, controller::controller::Event::Synced);
+                self.tell_controller(life, controller::controller::Event::Synced);
             }
             Watcher::Speaker(node) => {
                 if let Some(speaker) = &mut self.nodes[node].speaker {
                     speaker.cursor = Some(upto);
                 }
-                self.to_planner(node, planner::Event::Synced);
+                self.tell_planner(node, planner::Event::Synced);
             }
         }
     }
@@ -657,7 +667,7 @@ impl Cluster {
             Change::NodeGone(name) => planner::Event::NodeDeleted(name),
             Change::Resources(resources) => planner::Event::Resources(resources),
         };
-        self.to_planner(node, event);
+        self.tell_planner(node, event);
     }
 
     fn feed_controller(&mut self, change: Change) {
@@ -682,12 +692,12 @@ impl Cluster {
                 return;
             }
         };
-        self.to_controller(self.controller_life, event);
+        self.tell_controller(self.controller_life, event);
     }
 
     // --- into the cores, and what comes out
 
-    fn to_controller(&mut self, life: u64, event: controller::controller::Event) {
+    fn tell_controller(&mut self, life: u64, event: controller::controller::Event) {
         if life != self.controller_life {
             return;
         }
@@ -710,7 +720,7 @@ impl Cluster {
                     let result = controller::controller::WriteResult::Written {
                         resource_version: "0".into(),
                     };
-                    self.to_controller(
+                    self.tell_controller(
                         life,
                         controller::controller::Event::PoolStatusDone { pool, result },
                     );
@@ -720,14 +730,14 @@ impl Cluster {
                         resource_version: "0".into(),
                     };
                     let event = controller::controller::Event::ConfigurationStateDone { result };
-                    self.to_controller(life, event);
+                    self.tell_controller(life, event);
                 }
                 controller::controller::Action::PublishEvent { .. } => {}
             }
         }
     }
 
-    fn to_planner(&mut self, node: usize, event: planner::Event) {
+    fn tell_planner(&mut self, node: usize, event: planner::Event) {
         let now = self.now;
         if let Some(speaker) = &mut self.nodes[node].speaker {
             let actions = speaker.planner.handle(event, now);
@@ -741,7 +751,10 @@ impl Cluster {
             match action {
                 planner::Action::Wanted(wanted) => {
                     let delay = self.delay(10, 2_000);
-                    self.later(delay, Message::Wanted { node, life, wanted: Box::new(wanted) });
+                    if let Some(speaker) = &mut self.nodes[node].speaker {
+                        speaker.slot = Some(wanted);
+                    }
+                    self.later(delay, Message::Wanted { node, life });
                 }
                 planner::Action::OpenSession(spec) => self.open_session(node, &spec),
                 planner::Action::CloseSession(peer) => {
@@ -751,7 +764,7 @@ impl Cluster {
                     self.router.lose(node);
                 }
                 planner::Action::Advertise { peer: _, routes } => {
-                    self.to_session(node, bgp::Event::Advertise(routes));
+                    self.tell_session(node, bgp::Event::Advertise(routes));
                 }
                 planner::Action::ServiceStatus { .. }
                 | planner::Action::Note(_)
@@ -770,7 +783,7 @@ impl Cluster {
     }
 
     /// There is one router, hence one session a node.
-    fn to_session(&mut self, node: usize, event: bgp::Event<'_>) {
+    fn tell_session(&mut self, node: usize, event: bgp::Event<'_>) {
         let now = self.now;
         let Some(speaker) = &mut self.nodes[node].speaker else { return };
         let Some(session) = speaker.sessions.values_mut().next() else { return };
@@ -800,7 +813,7 @@ impl Cluster {
         }
     }
 
-    fn to_wire(&mut self, node: usize, event: wire::Event<'_>) {
+    fn tell_wire(&mut self, node: usize, event: wire::Event<'_>) {
         let now = self.now;
         if let Some(speaker) = &mut self.nodes[node].speaker {
             let actions = speaker.wire.handle(event, now);
@@ -833,10 +846,10 @@ impl Cluster {
                     node + 1
                 ));
             }
-            speaker.report = report.clone();
+            speaker.report = report;
         }
         let delay = self.delay(10, 500);
-        self.later(delay, Message::Report { node, life, report });
+        self.later(delay, Message::Report { node, life });
     }
 
     // --- the segment

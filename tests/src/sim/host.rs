@@ -3,7 +3,10 @@
 //! The frames are read and written byte by byte on purpose, so that a mistake in the product's own
 //! codec is not shared by its judge.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    net::IpAddr,
+};
 
 pub type Mac = [u8; 6];
 
@@ -76,12 +79,14 @@ impl Host {
     pub fn hear(&mut self, frame: &[u8]) {
         let Some(says) = read(frame) else { return };
         let mine = frame[..6] == self.mac;
-        if self.table.contains_key(&says.address) {
-            if says.overrides {
-                self.table.insert(says.address, says.mac);
+        match self.table.entry(says.address) {
+            Entry::Occupied(mut known) if says.overrides => {
+                known.insert(says.mac);
             }
-        } else if mine && says.answer {
-            self.table.insert(says.address, says.mac);
+            Entry::Vacant(unknown) if mine && says.answer => {
+                unknown.insert(says.mac);
+            }
+            Entry::Occupied(_) | Entry::Vacant(_) => {}
         }
     }
 }

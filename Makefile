@@ -12,6 +12,8 @@ IMAGE_TAG ?= 0.1.0
 # Programs that a shell of an ordinary user, or one that never logged in, does not find.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
+# Cargo is always asked for the whole workspace: another selection has other features, and compiles half of the
+# dependencies anew.
 PROGRAMS := --package cli --package controller --package speaker
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STEPS := setup lint tidy test-unit vectors test-sim test-lab test-e2e test-demo
@@ -48,12 +50,11 @@ lint: ## formatting, and clippy without a warning
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 tidy: ## the rules of this repository; generated files as they would be generated
-	$(CARGO) run --quiet --locked --package crds --bin crdgen -- --check deploy/crds
 	$(CARGO) test --quiet --locked --workspace --test tidy
 
 test-unit: ## tests beside the code, and of single crates
-	$(CARGO) test --locked --workspace --exclude netlab --exclude tests
-	$(CARGO) test --locked --package netlab --package tests --lib --test api_behaviour
+	$(CARGO) test --locked --workspace --lib --bins --test api_behaviour --test cluster --test embedded \
+		--test receiver --test shell
 
 vectors: ## MetalLB's recorded behaviour, if VECTORS is a folder that has it
 	@if [ -d '$(VECTORS)' ]; then \

@@ -1,7 +1,7 @@
 //! `berth-speaker`: announces the addresses of LoadBalancer Services from one node.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{AddrParseError, IpAddr, SocketAddr},
     path::PathBuf,
 };
 
@@ -50,9 +50,10 @@ struct Args {
           default_value_t = false, default_missing_value = "true")]
     ignore_exclude_lb: bool,
 
-    /// Address for the heartbeats between speakers; without it this speaker acts alone
-    #[arg(long, env = "METALLB_ML_BIND_ADDR")]
-    ml_bindaddr: Option<IpAddr>,
+    /// Address for the heartbeats between speakers; without it, or empty, this speaker acts alone
+    #[arg(long, env = "METALLB_ML_BIND_ADDR", default_value = "", hide_default_value = true,
+          value_parser = bind_address)]
+    ml_bindaddr: BindAddress,
 
     /// UDP port for the heartbeats between speakers
     #[arg(long, env = "METALLB_ML_BIND_PORT", default_value_t = 7946)]
@@ -135,4 +136,10 @@ async fn main() -> Result<()> {
         health: on_loopback(args.health_probe_port),
     };
     run(settings, clients, stop_on_signals()?).await
+}
+
+type BindAddress = Option<IpAddr>;
+
+fn bind_address(text: &str) -> Result<BindAddress, AddrParseError> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }

@@ -825,6 +825,17 @@ impl Router {
                     command.arg("-z").arg(file("zserv")).arg("--vty_socket").arg(&self.folder);
                     command.args(["--log", "stdout"]);
                     self.processes.push(self.namespace.spawn(name, command)?);
+                    // Sessions that come before bgpd knows zebra's interfaces are reset, or wait
+                    // for their next hops.
+                    let question = match name {
+                        "zebra" => "show ip route connected",
+                        _ => "show bgp summary",
+                    };
+                    wait_for(&format!("{name} answers"), LIMIT, || {
+                        let shown = self.ask(question)?;
+                        ensure!(name == "bgpd" || shown.contains("10.0.0.0/24"), "{shown}");
+                        Ok(())
+                    })?;
                 }
             }
         }

@@ -5,4 +5,5 @@
 pub mod api_suite;
 pub mod kube;
 pub mod lab;
+pub mod programs;
 pub mod sim;

@@ -2,16 +2,13 @@
 //! installed. Needs root, or a kernel that lets anybody have a user namespace.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-};
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
 #[test]
 fn the_demo_sees_every_step_work_and_leaves_nothing() {
-    let program = built_programs().join("berth");
+    let program = tests::programs::built().unwrap().join("berth");
     let demo = Command::new(program)
         .args(["demo", "--json"])
         .stdout(Stdio::piped())
@@ -44,16 +41,4 @@ fn the_demo_sees_every_step_work_and_leaves_nothing() {
     let namespaces = Command::new("ip").args(["netns", "list"]).output().unwrap().stdout;
     let namespaces = String::from_utf8(namespaces).unwrap();
     assert!(!namespaces.contains(&prefix), "left over: {namespaces}");
-}
-
-/// The folder with `berth`, `berth-controller` and `berth-speaker`, as the sources are now.
-fn built_programs() -> PathBuf {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package=cli", "--package=controller", "--package=speaker"])
-        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap())
-        .status()
-        .unwrap();
-    assert!(built.success(), "cargo build: {built}");
-    // The test itself lies in target/PROFILE/deps.
-    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().to_owned()
 }

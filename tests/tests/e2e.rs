@@ -6,10 +6,9 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use netlab::{End, Lab, Namespace, Process, wait_for};
 use serde_json::{Value, json};
 use tests::kube::{ControlPlane, Node, Pod, PodName, Readiness, build, fetch};
@@ -283,7 +282,7 @@ struct Berth {
 
 impl Berth {
     fn install(lab: &Lab, cluster: &ControlPlane, nodes: &[Node]) -> Result<Self> {
-        let programs = built_programs()?;
+        let programs = tests::programs::built()?;
         let manifest = repository().join("deploy/install.yaml");
         let manifest = fs::read_to_string(&manifest)
             .with_context(|| format!("reading {}", manifest.display()))?;
@@ -408,18 +407,6 @@ impl Container {
             other => bail!("this kubelet does not know the field {other}"),
         }
     }
-}
-
-/// The folder with `berth-controller` and `berth-speaker`, as the sources are now.
-fn built_programs() -> Result<PathBuf> {
-    let built = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package=controller", "--package=speaker"])
-        .current_dir(repository())
-        .status()?;
-    ensure!(built.success(), "cargo build failed ({built})");
-    // target/debug/deps/e2e-… lies one below.
-    let own = std::env::current_exe()?;
-    own.ancestors().nth(2).map(Path::to_owned).ok_or_else(|| anyhow!("{}", own.display()))
 }
 
 fn repository() -> &'static Path {

@@ -219,6 +219,31 @@ fn install_yaml_is_what_make_manifests_writes() {
     assert!(written == expected, "deploy/install.yaml is stale: run `make manifests`");
 }
 
+/// A test that no step of `make test` names would never run.
+#[test]
+fn every_integration_test_is_named_in_the_makefile() {
+    let makefile = read(&root().join("Makefile"));
+    let named: BTreeSet<&str> = makefile
+        .split_whitespace()
+        .zip(makefile.split_whitespace().skip(1))
+        .filter(|(flag, _)| *flag == "--test")
+        .map(|(_, name)| name)
+        .collect();
+    let mut lost = Vec::new();
+    for (_, folder, _) in CRATES {
+        let tests = root().join(folder).join("tests");
+        let Ok(entries) = fs::read_dir(&tests) else { continue };
+        for path in entries.map(|entry| entry.unwrap().path()) {
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            let is_test = path.extension().is_some_and(|extension| extension == "rs");
+            if is_test && !named.contains(name) && !name.starts_with("vectors") {
+                lost.push(relative(&path));
+            }
+        }
+    }
+    assert_none("tests that `make test` does not run", &lost);
+}
+
 #[test]
 fn what_a_repository_has_is_there() {
     for name in ["LICENSE", "README.md", "Makefile", "docs/ARCHITECTURE.md", ".ci/run"] {

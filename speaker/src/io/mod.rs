@@ -277,7 +277,7 @@ impl Shell {
                 info!(service = %note.service, reason = note.text, "not announced");
             }
             NoteKind::NodeAssigned => {
-                info!(service = %note.service, note.text, "announcing");
+                info!(service = %note.service, note = note.text, "announcing");
                 let regarding = ObjectReference {
                     api_version: Some("v1".to_owned()),
                     kind: Some("Service".to_owned()),

@@ -47,8 +47,10 @@ use crate::{
     status::{Notice, NoticeKind, Regarding},
 };
 
-/// Our name in managedFields, as User-Agent and as the source of Events.
+/// Our name in managedFields and as User-Agent.
 pub const FIELD_MANAGER: &str = "berth-controller";
+/// The source of Events, by MetalLB's name, which users filter by.
+const EVENT_SOURCE: &str = "metallb-controller";
 /// Watch events that are taken in before actions are performed.
 const BATCH: usize = 500;
 /// What is in flight at the end gets so long to arrive.
@@ -105,7 +107,7 @@ pub async fn run(
         listed: Listed::default(),
         writer: Writer::new(clients.write.clone(), options.namespace),
         writes: JoinSet::new(),
-        events: Events::start(clients.write, FIELD_MANAGER, options.pod_name, dropped),
+        events: Events::start(clients.write, EVENT_SOURCE, options.pod_name, dropped),
         metrics,
         ready,
     };

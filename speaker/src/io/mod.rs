@@ -60,6 +60,8 @@ use crate::{
 };
 
 /// Changes taken in before planning, so that a flood cannot keep the planner from acting.
+/// The source of Events, by MetalLB's name, which users filter by.
+const EVENT_SOURCE: &str = "metallb-speaker";
 const BATCH: usize = 512;
 /// Longest wait for the hand-over of owned addresses at the end.
 const HANDOVER: Duration = Duration::from_secs(1);
@@ -108,7 +110,7 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
     let mut unlisted = WATCHES;
     let events = Events::start(
         clients.write.clone(),
-        "metallb-speaker",
+        EVENT_SOURCE,
         Some(settings.node.to_string()),
         metrics.events_dropped.clone(),
     );

@@ -7,6 +7,9 @@ ARGS ?=
 SEED ?= 0
 # Recorded cases of MetalLB's behaviour, which are not part of this repository.
 VECTORS ?= ../shared/vectors
+# What `make fuzz` plays with (a file of tests/fuzz/fuzz_targets), and for how many seconds.
+TARGET ?= bgp_session
+TIME ?= 60
 IMAGE_TAG ?= 0.1.0
 
 # Programs that a shell of an ordinary user, or one that never logged in, does not find.
@@ -19,7 +22,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STEPS := setup lint tidy test-unit vectors test-sim test-lab test-e2e test-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test $(STEPS) sim bench bench-demo bench-controller dist images generate crds manifests clean
+.PHONY: help build demo test $(STEPS) sim bench bench-demo bench-controller fuzz dist images generate crds manifests clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -62,13 +65,13 @@ vectors: ## MetalLB's recorded behaviour, if VECTORS is a folder that has it
 	else echo 'there is no $(VECTORS): nothing to hold against'; fi
 
 test-sim: ## the simulator: named scenarios and 1,000 seeds
-	$(CARGO) test --locked --workspace --test sim
+	$(CARGO) test --locked --workspace --test sim -- --nocapture
 
 sim: ## one seed of the simulator, told as a story (SEED=17)
 	BERTH_SIM_SEED=$(SEED) $(CARGO) test --locked --workspace --test sim random -- --nocapture
 
 test-lab: ## the programs on the real kernel, in network namespaces (root)
-	$(CARGO) test --locked --workspace --test lab --test rootless -- --test-threads=1
+	$(CARGO) test --locked --workspace --test lab --test rootless -- --test-threads=1 --nocapture
 
 test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controller (root, Go)
 	$(CARGO) test --locked --workspace --test e2e -- --test-threads=1
@@ -86,6 +89,9 @@ bench-controller: ## how long the controller plans, up to 100,000 Services
 	@mkdir -p target/bench
 	BERTH_BENCH_FILE=$(CURDIR)/target/bench/controller.json \
 		$(CARGO) bench --locked --package controller --bench plan
+
+fuzz: ## one decoder against random octets (TARGET=bgp_session TIME=60; nightly, cargo install cargo-fuzz)
+	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $(TARGET) -- -max_total_time=$(TIME) -rss_limit_mb=3000
 
 dist: ## dist/: static programs, as they are shipped
 	RUSTFLAGS='-C target-feature=+crt-static' \

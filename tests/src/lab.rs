@@ -36,6 +36,8 @@ use serde_json::{Value, json};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Runtime;
 
+use crate::programs::built;
+
 /// For whatever happens by itself; most of it takes well under a second on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
 /// Where the custom resources are.
@@ -682,23 +684,11 @@ fn speaker() -> Result<PathBuf> {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     match PROGRAM.get() {
         Some(program) => Ok(program.clone()),
-        None => build_speaker().map(|program| PROGRAM.get_or_init(|| program).clone()),
+        None => {
+            let program = built()?.join("berth-speaker");
+            Ok(PROGRAM.get_or_init(|| program).clone())
+        }
     }
-}
-
-fn build_speaker() -> Result<PathBuf> {
-    // Not run by cargo, the test takes what lies beside it.
-    if let Some(cargo) = std::env::var_os("CARGO") {
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "--package=speaker"])
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
-            .status()?;
-        ensure!(built.success(), "cargo build: {built}");
-    }
-    // The test itself lies in target/PROFILE/deps.
-    let own = std::env::current_exe()?;
-    let folder = own.ancestors().nth(2).context("the test lies in a build folder")?;
-    Ok(folder.join("berth-speaker"))
 }
 
 /// A routing daemon in the router's namespace, with a passive session to each node.

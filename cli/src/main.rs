@@ -9,9 +9,21 @@ use std::{future::Future, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
+const EXAMPLES: &str = "\
+Examples:
+  All of it on this machine, then left running for your own kubectl:
+    berth demo --keep
+
+  The figures of ten Services and ten dead nodes, with FRR as the router:
+    berth demo --runs 10 --router frr
+
+  An API server for kubectl to try manifests on:
+    berth apiserver --listen 127.0.0.1:8001
+    kubectl --server http://127.0.0.1:8001 apply -f deploy/samples/pool.yaml";
+
 /// Berth gives Kubernetes Services of type LoadBalancer an address on bare metal.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

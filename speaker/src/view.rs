@@ -227,3 +227,6 @@ fn read_node(object: &core::Node) -> Node {
             .collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -299,3 +299,6 @@ impl From<announcer::Action> for Action {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ use config::PeerName;
 use tokio::{
     io::Interest,
     net::TcpStream,
-    sync::{mpsc, watch},
+    sync::{oneshot, watch},
     task::JoinHandle,
     time::{sleep_until, timeout},
 };
@@ -31,9 +31,6 @@ use crate::{
     wire::Report,
 };
 
-/// Wanted sets waiting for a session; each is whole, so a session that is behind needs only the
-/// last, and the planner never waits longer than the task needs to take one.
-const QUEUE: usize = 4;
 /// Longest wait for a session to say good-bye.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// One read from the connection.
@@ -49,14 +46,10 @@ pub struct Sessions {
 
 #[derive(Debug)]
 struct Running {
-    commands: mpsc::Sender<Command>,
+    /// The newest set of routes; none before the first. A session that is behind needs only that.
+    routes: watch::Sender<Option<BTreeSet<Route>>>,
+    stop: oneshot::Sender<StopReason>,
     task: JoinHandle<()>,
-}
-
-#[derive(Debug)]
-enum Command {
-    Advertise(BTreeSet<Route>),
-    Stop(StopReason),
 }
 
 impl Sessions {
@@ -64,10 +57,9 @@ impl Sessions {
         Self { running: BTreeMap::new(), report, metrics }
     }
 
-    /// Starts a session; one that runs for the same peer is closed first, so that the router never
-    /// sees two.
-    pub async fn open(&mut self, spec: SessionSpec) {
-        self.close(&spec.peer.name, StopReason::ConfigurationChange).await;
+    /// Starts a session; one that runs for the same peer ends first, so that the router never sees
+    /// two.
+    pub fn open(&mut self, spec: SessionSpec) {
         let name = spec.peer.name.clone();
         if spec.peer.bfd_profile.is_some() {
             warn!(peer = %name, "the session runs without BFD: it is not supported yet");
@@ -75,43 +67,51 @@ impl Sessions {
         if spec.peer.vrf.is_some() {
             warn!(peer = %name, "the session runs outside the VRF: VRFs are not supported yet");
         }
-        let (commands, receiver) = mpsc::channel(QUEUE);
+        let old = self.running.remove(&name);
+        let (routes, newest) = watch::channel(None);
+        let (stop, stopped) = oneshot::channel();
         let driver = Driver::new(spec, self.report.clone(), Arc::clone(&self.metrics));
-        let task = tokio::spawn(driver.run(receiver));
-        self.running.insert(name, Running { commands, task });
+        let task = tokio::spawn(async move {
+            if let Some(old) = old {
+                old.stop(StopReason::ConfigurationChange).await;
+            }
+            driver.run(newest, stopped).await;
+        });
+        self.running.insert(name, Running { routes, stop, task });
     }
 
-    /// Ends a session with a Cease, and waits until it is said, at most 1 s.
-    pub async fn close(&mut self, peer: &PeerName, reason: StopReason) {
+    /// Ends a session with a Cease; nobody waits for it.
+    pub fn close(&mut self, peer: &PeerName, reason: StopReason) {
         if let Some(running) = self.running.remove(peer) {
-            running.stop(reason).await;
+            tokio::spawn(running.stop(reason));
         }
     }
 
-    /// Ends all sessions at once.
+    /// Ends all sessions at once, and waits until it is said, at most 1 s.
     pub async fn close_all(&mut self, text: &str) {
         let reason = StopReason::AdministrativeShutdown { text: Some(text.to_owned()) };
         let running = std::mem::take(&mut self.running).into_values();
         futures::future::join_all(running.map(|r| r.stop(reason.clone()))).await;
     }
 
-    pub async fn advertise(&self, peer: &PeerName, routes: BTreeSet<Route>) {
+    pub fn advertise(&self, peer: &PeerName, routes: BTreeSet<Route>) {
         if let Some(running) = self.running.get(peer) {
-            // Fails only when the task is gone, and then there is nobody to tell.
-            let _ = running.commands.send(Command::Advertise(routes)).await;
+            running.routes.send_replace(Some(routes));
         }
     }
 }
 
 impl Running {
     async fn stop(mut self, reason: StopReason) {
-        let _ = self.commands.send(Command::Stop(reason)).await;
+        // Fails only when the task is gone, and then there is nothing to stop.
+        let _ = self.stop.send(reason);
         if timeout(FAREWELL, &mut self.task).await.is_err() {
             self.task.abort();
         }
     }
 }
 
+type Newest = watch::Receiver<Option<BTreeSet<Route>>>;
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
 
 struct Driver {
@@ -125,14 +125,15 @@ struct Driver {
     unsent: Vec<u8>,
     /// The session closed the connection; it goes when `unsent` is written.
     closing: bool,
-    /// The newest routes, held back while bytes wait, so that a slow peer costs one set.
-    routes: Option<BTreeSet<Route>>,
     stopping: bool,
 }
 
 /// What woke the task.
 enum Wake {
-    Command(Option<Command>),
+    Routes,
+    Stop(StopReason),
+    /// Whoever owned the session is gone.
+    Abandoned,
     Connected(io::Result<TcpStream>),
     Readable,
     Writable,
@@ -152,22 +153,25 @@ impl Driver {
             stream: None,
             unsent: Vec::new(),
             closing: false,
-            routes: None,
             stopping: false,
         }
     }
 
-    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    async fn run(mut self, mut routes: Newest, mut stop: oneshot::Receiver<StopReason>) {
         let mut buffer = vec![0; READ];
         self.feed(Event::Start);
         loop {
-            match self.wait(&mut commands).await {
-                Wake::Command(Some(Command::Advertise(routes))) => self.routes = Some(routes),
-                Wake::Command(Some(Command::Stop(reason))) => {
+            match self.wait(&mut routes, &mut stop).await {
+                Wake::Routes => {
+                    let newest = routes.borrow_and_update().clone().unwrap_or_default();
+                    self.metrics.bgp_wanted(&self.spec.peer.name, newest.len());
+                    self.feed(Event::Advertise(newest));
+                }
+                Wake::Stop(reason) => {
                     self.stopping = true;
                     self.feed(Event::Stop { reason });
                 }
-                Wake::Command(None) => return,
+                Wake::Abandoned => return,
                 Wake::Connected(Ok(stream)) => self.connected(stream),
                 Wake::Connected(Err(error)) => {
                     info!(peer = %self.spec.peer.name, address = %self.spec.address, %error, "cannot connect");
@@ -183,13 +187,6 @@ impl Driver {
                 }
             }
             self.write();
-            if self.unsent.is_empty()
-                && let Some(routes) = self.routes.take()
-            {
-                self.metrics.bgp_wanted(&self.spec.peer.name, routes.len());
-                self.feed(Event::Advertise(routes));
-                self.write();
-            }
             if self.stopping && self.stream.is_none() {
                 self.metrics.bgp_gone(&self.spec.peer.name);
                 return;
@@ -197,7 +194,11 @@ impl Driver {
         }
     }
 
-    async fn wait(&mut self, commands: &mut mpsc::Receiver<Command>) -> Wake {
+    async fn wait(
+        &mut self,
+        routes: &mut Newest,
+        stop: &mut oneshot::Receiver<StopReason>,
+    ) -> Wake {
         let due = self.session.poll_timeout();
         let interest = if self.unsent.is_empty() {
             Interest::READABLE
@@ -206,7 +207,9 @@ impl Driver {
         };
         tokio::select! {
             biased;
-            command = commands.recv(), if !self.stopping => Wake::Command(command),
+            reason = stop, if !self.stopping => reason.map_or(Wake::Abandoned, Wake::Stop),
+            // While bytes wait, new routes wait too: a slow peer then costs one set.
+            Ok(()) = routes.changed(), if self.unsent.is_empty() && !self.stopping => Wake::Routes,
             connected = async { self.connecting.as_mut().expect("guarded").await },
                 if self.connecting.is_some() => Wake::Connected(connected),
             ready = async { self.stream.as_ref().expect("guarded").ready(interest).await },
@@ -217,6 +220,7 @@ impl Driver {
                 },
             () = async { sleep_until(due.expect("guarded").into()).await },
                 if due.is_some() => Wake::Timeout,
+            else => Wake::Abandoned,
         }
     }
 
@@ -336,4 +340,36 @@ fn next_hops(
         }
     }
     (v4, v6)
+}
+
+#[cfg(test)]
+mod tests {
+    use layer2::{Interface, InterfaceIndex};
+
+    use super::*;
+
+    fn report(networks: &[&str]) -> Report {
+        let interface = Interface {
+            index: InterfaceIndex(2),
+            name: "eth0".into(),
+            mac: [2, 0, 0, 0, 1, 1],
+            up: true,
+            networks: networks.iter().map(|network| network.parse().unwrap()).collect(),
+            link_local: None,
+            arp: true,
+        };
+        Report { interfaces: vec![interface], ..Report::default() }
+    }
+
+    #[test]
+    fn the_other_familys_next_hop_is_of_the_same_interface() {
+        let both = report(&["10.0.0.11/24", "fe80::1/64", "fd00:a::11/64"]);
+        let v4 = Some("10.0.0.11".parse().unwrap());
+        let v6 = Some("fd00:a::11".parse().unwrap());
+        assert_eq!(next_hops(Some("10.0.0.11".parse().unwrap()), &both), (v4, v6));
+        assert_eq!(next_hops(Some("fd00:a::11".parse().unwrap()), &both), (v4, v6));
+        let elsewhere = Some("192.0.2.1".parse().unwrap());
+        assert_eq!(next_hops(elsewhere, &both), (Some("192.0.2.1".parse().unwrap()), None));
+        assert_eq!(next_hops(None, &both), (None, None));
+    }
 }

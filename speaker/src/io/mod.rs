@@ -59,9 +59,9 @@ use crate::{
     wire::Report,
 };
 
-/// Changes taken in before planning, so that a flood cannot keep the planner from acting.
 /// The source of Events, by MetalLB's name, which users filter by.
 const EVENT_SOURCE: &str = "metallb-speaker";
+/// Changes taken in before planning, so that a flood cannot keep the planner from acting.
 const BATCH: usize = 512;
 /// Longest wait for the hand-over of owned addresses at the end.
 const HANDOVER: Duration = Duration::from_secs(1);
@@ -246,11 +246,11 @@ impl Shell {
     async fn perform(&mut self, action: Action) {
         match action {
             Action::Wanted(wanted) => self.wire.wanted(wanted),
-            Action::OpenSession(spec) => self.sessions.open(*spec).await,
+            Action::OpenSession(spec) => self.sessions.open(*spec),
             Action::CloseSession(peer) => {
-                self.sessions.close(&peer, StopReason::PeerDeconfigured).await;
+                self.sessions.close(&peer, StopReason::PeerDeconfigured);
             }
-            Action::Advertise { peer, routes } => self.sessions.advertise(&peer, routes).await,
+            Action::Advertise { peer, routes } => self.sessions.advertise(&peer, routes),
             Action::ServiceStatus { service, uid: _, status } => {
                 self.metrics.service(&self.node, &service, &status);
                 self.write(status::Update::Service { service, status }).await;

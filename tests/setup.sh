@@ -16,7 +16,7 @@ nft      nftables         demo lab e2e
 bird     bird2            demo lab
 ping     iputils-ping     lab
 arping   iputils-arping   lab e2e
-tcpdump  tcpdump          lab
+/usr/lib/frr/bgpd frr         lab
 curl     curl             lab e2e
 python3  python3          lab e2e
 openssl  openssl          e2e
@@ -95,8 +95,10 @@ if [ -n "$packages" ]; then
     # shellcheck disable=SC2086 # several words
     apt-get -qq install --no-install-recommends $packages >&2
     # Nor at the next boot.
-    case " $packages " in *" bird2 "*)
-        ! command -v systemctl >/dev/null || systemctl --quiet disable bird >&2 || : ;;
-    esac
+    for package in bird2 frr; do
+        case " $packages " in *" $package "*)
+            ! command -v systemctl >/dev/null || systemctl --quiet disable "${package%2}" >&2 || : ;;
+        esac
+    done
 fi
 [ -z "$failed" ]

@@ -65,7 +65,8 @@ fn a_frame_follows_the_report_it_rests_on() {
     lonely.handle(Event::Wanted(wanted(InterfaceMatch::All)));
     let actions = lonely.pass(Duration::from_secs(4));
     assert!(lonely.owns());
-    let report = actions.iter().position(|a| matches!(a, Action::Report(r) if r.owned.contains(&VIP)));
+    let report =
+        actions.iter().position(|a| matches!(a, Action::Report(r) if r.owned.contains(&VIP)));
     let frame = actions.iter().position(|a| matches!(a, Action::SendFrame { .. }));
     assert!(report.unwrap() < frame.unwrap());
     assert!(actions.iter().any(|a| matches!(a, Action::SendDatagram { to, address, .. }

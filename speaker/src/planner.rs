@@ -19,7 +19,7 @@ use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
 use sha2::{Digest, Sha256};
 
 use crate::{
-    plan::{Context, Options, Refusal, ServicePlan, announcements_of, join_address, join_routes},
+    plan::{Context, Options, ServicePlan, announcements_of, join_address, join_routes},
     status::{Note, ServiceStatus},
     view::{Cluster, ServiceKey},
     wire::{Report, Wanted, WantedAddress},
@@ -71,7 +71,6 @@ pub enum Action {
     /// What this node does for a Service changed.
     ServiceStatus {
         service: ServiceKey,
-        uid: String,
         status: ServiceStatus,
     },
     Note(Note),
@@ -235,23 +234,6 @@ impl Planner {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.due
-    }
-
-    /// Why a Service is not announced by layer 2 and by BGP; `None` where it is.
-    pub fn refusals(&self, key: &ServiceKey) -> (Option<&Refusal>, Option<&Refusal>) {
-        self.plans
-            .get(key)
-            .map_or((None, None), |plan| (plan.layer2.as_ref().err(), plan.bgp.as_ref().err()))
-    }
-
-    /// The configuration in force.
-    pub fn config(&self) -> &Config {
-        &self.config
-    }
-
-    /// The cluster as seen now.
-    pub fn cluster(&self) -> &Cluster {
-        &self.cluster
     }
 
     fn mark(&mut self, keys: impl IntoIterator<Item = ServiceKey>) -> bool {
@@ -483,7 +465,7 @@ impl Planner {
             } else {
                 self.statuses.insert(key.clone(), now.clone());
             }
-            actions.push(Action::ServiceStatus { service: key, uid, status: now });
+            actions.push(Action::ServiceStatus { service: key, status: now });
         }
     }
 

@@ -166,16 +166,6 @@ impl Wire {
             .min()
     }
 
-    /// The announcer's counters: by address, and ignored frames by reason.
-    pub fn counters(&self) -> &announcer::Counters {
-        self.announcer.counters()
-    }
-
-    /// The node that owns an address as far as this one knows.
-    pub fn owner(&self, address: IpAddr) -> Option<&NodeName> {
-        self.ownership.owner(address)
-    }
-
     fn set_wanted(&mut self, wanted: Wanted, now: Instant, actions: &mut Vec<Action>) {
         let first = !std::mem::replace(&mut self.planned, true);
         if self.wanted == wanted && !first {

@@ -251,7 +251,7 @@ impl Shell {
                 self.sessions.close(&peer, StopReason::PeerDeconfigured);
             }
             Action::Advertise { peer, routes } => self.sessions.advertise(&peer, routes),
-            Action::ServiceStatus { service, uid: _, status } => {
+            Action::ServiceStatus { service, status } => {
                 self.metrics.service(&self.node, &service, &status);
                 self.write(status::Update::Service { service, status }).await;
             }

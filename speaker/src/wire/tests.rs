@@ -38,6 +38,16 @@ impl Lonely {
         Self { wire: Wire::new("n1".into(), 1, now), now }
     }
 
+    /// One that has taken the address by now.
+    fn owner() -> Self {
+        let mut lonely = Self::new();
+        lonely.handle(Event::Interfaces(vec![interface(true)]));
+        lonely.handle(Event::Wanted(wanted(InterfaceMatch::All)));
+        lonely.pass(Duration::from_secs(4));
+        assert!(lonely.owns());
+        lonely
+    }
+
     fn handle(&mut self, event: Event<'_>) -> Vec<Action> {
         self.wire.handle(event, self.now)
     }
@@ -87,10 +97,7 @@ fn a_node_without_the_named_interface_takes_nothing() {
 
 #[test]
 fn after_a_time_without_a_link_it_waits_before_it_takes() {
-    let mut lonely = Lonely::new();
-    lonely.handle(Event::Interfaces(vec![interface(true)]));
-    lonely.handle(Event::Wanted(wanted(InterfaceMatch::All)));
-    lonely.pass(Duration::from_secs(4));
+    let mut lonely = Lonely::owner();
     lonely.handle(Event::Interfaces(vec![interface(false)]));
     lonely.pass(Duration::from_secs(1));
     assert!(!lonely.owns());
@@ -103,10 +110,7 @@ fn after_a_time_without_a_link_it_waits_before_it_takes() {
 
 #[test]
 fn leaving_ends_with_nothing_owned() {
-    let mut lonely = Lonely::new();
-    lonely.handle(Event::Interfaces(vec![interface(true)]));
-    lonely.handle(Event::Wanted(wanted(InterfaceMatch::All)));
-    lonely.pass(Duration::from_secs(4));
+    let mut lonely = Lonely::owner();
     let mut actions = lonely.handle(Event::Leave);
     actions.extend(lonely.pass(Duration::from_secs(1)));
     assert!(actions.iter().any(|a| matches!(a, Action::Report(report) if report.left)));

@@ -6,7 +6,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    time::Instant,
 };
 
 use config::Config;
@@ -43,19 +42,8 @@ impl Checker {
         self.broken.get_or_insert(what);
     }
 
-    /// A Service was changed by its user, or the pools were: it may lose what it holds.
-    pub fn touched(&mut self, key: Option<&Key>) {
-        match key {
-            Some(key) => {
-                self.holds.remove(key);
-            }
-            None => self.holds.clear(),
-        }
-    }
-
-    /// A node sends a frame: it may only tell of addresses that it owns and that somebody has (or
-    /// had until a moment ago, since the news travels).
-    pub fn spoken(&mut self, node: &str, report: &Report, frame: &[u8], _api: &Api) {
+    /// A node sends a frame: it may only tell of addresses that it owns.
+    pub fn spoken(&mut self, node: &str, report: &Report, frame: &[u8]) {
         if host::is_question(frame) {
             return;
         }
@@ -71,7 +59,7 @@ impl Checker {
     ///
     /// # Errors
     /// The rule that is broken, in words.
-    pub fn step(&mut self, _now: Instant, api: &Api) -> Result<(), String> {
+    pub fn step(&mut self, api: &Api) -> Result<(), String> {
         let news: Vec<Change> = api.log[self.read..].to_vec();
         self.read = api.log.len();
         for change in news {

@@ -351,7 +351,7 @@ impl Cluster {
         } else {
             self.fire();
         }
-        self.checker.step(self.now, &self.api)?;
+        self.checker.step(&self.api)?;
         Ok(true)
     }
 
@@ -856,7 +856,7 @@ impl Cluster {
 
     fn send_frame(&mut self, from: usize, frame: Vec<u8>) {
         if let Some(speaker) = &self.nodes[from].speaker {
-            self.checker.spoken(&self.nodes[from].name, &speaker.report, &frame, &self.api);
+            self.checker.spoken(&self.nodes[from].name, &speaker.report, &frame);
         }
         let to: [u8; 6] = frame[..6].try_into().expect("a frame has a destination");
         self.broadcast(Station::Node(from), to, &frame.into());

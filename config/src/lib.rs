@@ -19,13 +19,18 @@ mod selector;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
+
+use ipnet::IpNet;
 
 pub use admission::{Candidate, Operation, admit};
 pub use advertisement::{BgpAdvertisement, InterfaceMatch, L2Advertisement};
 pub use bfd_profile::BfdProfile;
 pub use community::{Community, NotACommunity};
+pub use crds::{AllocationOrder, RemovalPolicy, SharingScope};
 pub use error::{ConfigError, ObjectRef, RangeError, Rule};
 pub use parse::Sources;
 pub use peer::{Password, Peer, PeerAddress, PeerAsn};
@@ -75,6 +80,28 @@ pub struct Resources {
     pub nodes: BTreeMap<NodeName, Labels>,
     /// Labels of every Namespace.
     pub namespaces: BTreeMap<String, Labels>,
+    /// The InternalIP and ExternalIP addresses of every Node.
+    pub node_addresses: BTreeMap<NodeName, BTreeSet<NodeAddress>>,
+    /// The ranges of every ServiceCIDR, by its name; empty where the API server does not tell.
+    pub service_ranges: BTreeMap<String, Vec<IpNet>>,
+}
+
+/// An address that a Node is reached at.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeAddress {
+    pub address: IpAddr,
+    /// `InternalIP` or `ExternalIP`.
+    pub kind: Arc<str>,
+}
+
+/// Addresses that are somebody's already: given to a Service that asks for them, but not to one
+/// that takes any.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// The Node that has the address, and its kind.
+    pub nodes: BTreeMap<IpAddr, (NodeName, Arc<str>)>,
+    /// What cluster IPs are from.
+    pub service_ranges: Vec<IpNet>,
 }
 
 /// What a BGP password Secret holds.
@@ -96,6 +123,9 @@ pub struct Config {
     pub pools: BTreeMap<PoolName, Pool>,
     pub peers: BTreeMap<PeerName, Peer>,
     pub bfd_profiles: BTreeMap<String, BfdProfile>,
+    /// Pools that exist, but are left out because they are in error.
+    pub left_out_pools: BTreeSet<PoolName>,
+    pub reserved: Reserved,
     /// What all this was made from.
     pub sources: Sources,
 }
@@ -118,4 +148,19 @@ fn unique(field: &str, names: &[String], faults: &mut Vec<Fault>) -> BTreeSet<St
         }
     }
     set
+}
+
+fn parse_duration(
+    field: &str,
+    text: Option<&crds::Duration>,
+    faults: &mut Vec<Fault>,
+) -> Option<Duration> {
+    let text = text?;
+    match text.parse() {
+        Ok(duration) => Some(duration),
+        Err(error) => {
+            faults.push(Fault::new(field, Rule::Duration { text: text.to_string(), error }));
+            None
+        }
+    }
 }

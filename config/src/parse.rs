@@ -14,8 +14,8 @@ use std::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::{
-    BgpAdvertisement, Config, ConfigError, Labels, ObjectRef, Password, Peer, Pool, PoolName,
-    Resources, advertisement,
+    BgpAdvertisement, Config, ConfigError, Labels, NodeAddress, ObjectRef, Password, Peer, Pool,
+    PoolName, Resources, advertisement,
     advertisement::PoolSelection,
     bfd_profile,
     community::Aliases,
@@ -88,6 +88,7 @@ pub(crate) fn parse(
     parser.peers();
     parser.l2_advertisements();
     parser.bgp_advertisements();
+    parser.reserved();
     parser.errors.sort_by_cached_key(ConfigError::object);
     (parser.config, parser.errors)
 }
@@ -236,6 +237,14 @@ impl<'a> Parser<'a> {
             self.config.sources.pools.insert(pool.name.to_string(), spec);
             self.config.pools.insert(pool.name.clone(), pool);
         }
+        self.config.left_out_pools = self
+            .resources
+            .pools
+            .iter()
+            .filter_map(|pool| pool.metadata.name.as_deref())
+            .filter(|name| !self.config.pools.contains_key(*name))
+            .map(PoolName::from)
+            .collect();
     }
 
     fn peers(&mut self) {
@@ -428,12 +437,23 @@ impl<'a> Parser<'a> {
         self.config.sources.bgp_advertisements.extend(source);
     }
 
+    fn reserved(&mut self) {
+        for (node, addresses) in &self.resources.node_addresses {
+            for NodeAddress { address, kind } in addresses {
+                let holder = (node.clone(), kind.clone());
+                self.config.reserved.nodes.entry(*address).or_insert(holder);
+            }
+        }
+        let ranges = self.resources.service_ranges.values().flatten();
+        self.config.reserved.service_ranges = ranges.copied().collect();
+    }
+
     fn refused_pools(
         &self,
         (advertisement, selection): &(BgpAdvertisement, PoolSelection),
         labels: &BTreeMap<&str, &Labels>,
     ) -> BTreeMap<PoolName, Vec<Fault>> {
-        let Config { pools, peers, bfd_profiles, sources: _ } = &self.config;
+        let Config { pools, peers, bfd_profiles, .. } = &self.config;
         pools
             .iter()
             .filter(|(name, _)| selection.selects(name, labels_of(name, labels)))

@@ -236,8 +236,9 @@ fn parse_ip(field: &str, text: Option<&str>, faults: &mut Vec<Fault>) -> Option<
 /// Hold and keepalive time.
 fn parse_timers(spec: &crds::BGPPeerSpec, faults: &mut Vec<Fault>) -> (Duration, Duration) {
     let before = faults.len();
-    let hold = parse_duration("spec.holdTime", spec.hold_time.as_ref(), faults);
-    let keepalive = parse_duration("spec.keepaliveTime", spec.keepalive_time.as_ref(), faults);
+    let hold = crate::parse_duration("spec.holdTime", spec.hold_time.as_ref(), faults);
+    let keepalive =
+        crate::parse_duration("spec.keepaliveTime", spec.keepalive_time.as_ref(), faults);
     let (hold, keepalive) = match (hold, keepalive) {
         (None, None) => (DEFAULT_HOLD_TIME, DEFAULT_HOLD_TIME / KEEPALIVES_PER_HOLD_TIME),
         (Some(hold), None) => (hold, hold / KEEPALIVES_PER_HOLD_TIME),
@@ -260,26 +261,11 @@ fn parse_timers(spec: &crds::BGPPeerSpec, faults: &mut Vec<Fault>) -> (Duration,
 
 fn parse_connect_time(spec: &crds::BGPPeerSpec, faults: &mut Vec<Fault>) -> Option<Duration> {
     let field = "spec.connectTime";
-    let time = parse_duration(field, spec.connect_time.as_ref(), faults)?;
+    let time = crate::parse_duration(field, spec.connect_time.as_ref(), faults)?;
     if time.subsec_nanos() != 0 || !(Duration::from_secs(1)..=MAX_SECONDS).contains(&time) {
         faults.push(Fault::new(field, Rule::ConnectTime(crds::Duration::from(time).to_string())));
     }
     Some(time)
-}
-
-fn parse_duration(
-    field: &str,
-    text: Option<&crds::Duration>,
-    faults: &mut Vec<Fault>,
-) -> Option<Duration> {
-    let text = text?;
-    match text.parse() {
-        Ok(duration) => Some(duration),
-        Err(error) => {
-            faults.push(Fault::new(field, Rule::Duration { text: text.to_string(), error }));
-            None
-        }
-    }
 }
 
 fn parse_password(

@@ -5,8 +5,10 @@ use std::{
     fmt,
     net::IpAddr,
     str::FromStr,
+    time::Duration,
 };
 
+use crds::{AllocationOrder, RemovalPolicy, SharingScope};
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 
 use crate::{
@@ -26,6 +28,13 @@ pub struct Pool {
     pub avoid_buggy_ips: bool,
     /// `None`: any Service may be served automatically. `Some`: a pinned pool.
     pub allocation: Option<ServiceAllocation>,
+    pub order: AllocationOrder,
+    /// A freed address is left alone for so long; zero: it can be given out at once.
+    pub reuse_after: Duration,
+    pub sharing_scope: SharingScope,
+    /// Addresses of this pool that one namespace may hold; `None`: any number.
+    pub max_addresses_per_namespace: Option<u32>,
+    pub removal_policy: RemovalPolicy,
     pub l2_advertisements: Vec<L2Advertisement>,
     pub bgp_advertisements: Vec<BgpAdvertisement>,
 }
@@ -52,6 +61,24 @@ pub struct ServiceAllocation {
 }
 
 impl Pool {
+    /// A pool for everybody, with the defaults of the API and no advertisement.
+    pub fn new(name: impl Into<PoolName>, ranges: Vec<AddressRange>) -> Self {
+        Self {
+            name: name.into(),
+            ranges,
+            auto_assign: true,
+            avoid_buggy_ips: false,
+            allocation: None,
+            order: AllocationOrder::default(),
+            reuse_after: Duration::ZERO,
+            sharing_scope: SharingScope::default(),
+            max_addresses_per_namespace: None,
+            removal_policy: RemovalPolicy::default(),
+            l2_advertisements: Vec::new(),
+            bgp_advertisements: Vec::new(),
+        }
+    }
+
     /// True when `address` belongs to the pool (an address left out by `avoidBuggyIPs` does not).
     pub fn contains(&self, address: IpAddr) -> bool {
         !(self.avoid_buggy_ips && is_buggy(address))
@@ -153,17 +180,21 @@ pub(crate) fn parse(
         .service_allocation
         .as_ref()
         .map(|allocation| parse_allocation(allocation, namespaces, &mut faults));
+    let reuse_after =
+        crate::parse_duration("spec.reuseAfter", spec.reuse_after.as_ref(), &mut faults);
     if !faults.is_empty() {
         return Err(faults);
     }
     Ok(Pool {
-        name: name.into(),
-        ranges,
         auto_assign: spec.auto_assign,
         avoid_buggy_ips: spec.avoid_buggy_ips,
         allocation,
-        l2_advertisements: Vec::new(),
-        bgp_advertisements: Vec::new(),
+        order: spec.allocation_order,
+        reuse_after: reuse_after.unwrap_or_default(),
+        sharing_scope: spec.sharing_scope,
+        max_addresses_per_namespace: spec.max_addresses_per_namespace,
+        removal_policy: spec.removal_policy,
+        ..Pool::new(name, ranges)
     })
 }
 

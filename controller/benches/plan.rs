@@ -88,15 +88,8 @@ fn config(count: u32, prefix: u32) -> Config {
         let first = u32::from(Ipv4Addr::new(10, 0, 0, 0)) + index * size;
         let address = |number: u32| IpAddr::V4(Ipv4Addr::from(number));
         let name = format!("pool-{index:03}");
-        let pool = Pool {
-            name: name.as_str().into(),
-            ranges: vec![AddressRange { first: address(first), last: address(first + (size - 1)) }],
-            auto_assign: true,
-            avoid_buggy_ips: false,
-            allocation: None,
-            l2_advertisements: Vec::new(),
-            bgp_advertisements: Vec::new(),
-        };
+        let range = AddressRange { first: address(first), last: address(first + (size - 1)) };
+        let pool = Pool::new(name.as_str(), vec![range]);
         (pool.name.clone(), pool)
     });
     Config { pools: pools.collect(), ..Config::default() }

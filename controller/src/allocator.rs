@@ -413,15 +413,8 @@ struct PoolState {
 
 impl PoolState {
     fn new(pool: &Pool) -> Self {
-        let pool = Pool {
-            name: pool.name.clone(),
-            ranges: pool.ranges.clone(),
-            auto_assign: pool.auto_assign,
-            avoid_buggy_ips: pool.avoid_buggy_ips,
-            allocation: pool.allocation.clone(),
-            l2_advertisements: Vec::new(),
-            bgp_advertisements: Vec::new(),
-        };
+        let pool =
+            Pool { l2_advertisements: Vec::new(), bgp_advertisements: Vec::new(), ..pool.clone() };
         let free: Vec<FreeList> =
             pool.ranges.iter().map(|range| FreeList::new(range, pool.avoid_buggy_ips)).collect();
         let mut free_ranges = PerFamily::<BTreeSet<usize>>::default();

@@ -29,15 +29,7 @@ pub fn pool(name: &str, ranges: &[&str]) -> Pool {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
         AddressRange { first: ip(first), last: ip(last) }
     };
-    Pool {
-        name: name.into(),
-        ranges: ranges.iter().map(range).collect(),
-        auto_assign: true,
-        avoid_buggy_ips: false,
-        allocation: None,
-        l2_advertisements: Vec::new(),
-        bgp_advertisements: Vec::new(),
-    }
+    Pool::new(name, ranges.iter().map(range).collect())
 }
 
 pub fn pinned(name: &str, ranges: &[&str], priority: i32, namespace: Option<&str>) -> Pool {

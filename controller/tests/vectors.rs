@@ -522,13 +522,10 @@ fn without_overlap(by_name: &Value, without: &[&str]) -> (BTreeMap<config::PoolN
             continue;
         }
         let pool = Pool {
-            name: name.into(),
             auto_assign: pool["AutoAssign"] == true,
             avoid_buggy_ips: pool["AvoidBuggyIPs"] == true,
             allocation: allocation(&pool["ServiceAllocations"]),
-            ranges,
-            l2_advertisements: Vec::new(),
-            bgp_advertisements: Vec::new(),
+            ..Pool::new(name, ranges)
         };
         pools.insert(pool.name.clone(), pool);
     }

@@ -5,6 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::Duration;
+
 /// Which addresses there are and which Services may have them.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -40,6 +42,55 @@ pub struct IPAddressPoolSpec {
     /// Services that it admits before any other pool does, and no others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_allocation: Option<ServiceAllocation>,
+    /// Which of its free addresses the pool gives out next. An addition of Berth.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub allocation_order: AllocationOrder,
+    /// For how long an address that a Service gave up is not given to another one that did not
+    /// ask for it, such as "10m". An addition of Berth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reuse_after: Option<Duration>,
+    /// Whose Services may share an address of the pool. An addition of Berth.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sharing_scope: SharingScope,
+    /// The most addresses of the pool that the Services of one namespace may hold. An addition of
+    /// Berth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 2_147_483_647i64))]
+    pub max_addresses_per_namespace: Option<u32>,
+    /// What happens to a change (or removal) of the pool that would take addresses away from
+    /// Services. An addition of Berth.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub removal_policy: RemovalPolicy,
+}
+
+/// Which of its free addresses a pool gives out next.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AllocationOrder {
+    /// The lowest one of the first entry that has one.
+    #[default]
+    Lowest,
+    /// Any one, so that an address that was given up is rarely the next to be given out.
+    Random,
+}
+
+/// Whose Services may share an address.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SharingScope {
+    /// Those of any namespace that use the same sharing key.
+    #[default]
+    Cluster,
+    /// Those of one namespace.
+    Namespace,
+}
+
+/// What happens to a change of a pool that would take addresses away from Services.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RemovalPolicy {
+    /// It is made, with a warning that names the Services.
+    #[default]
+    Warn,
+    /// The webhook refuses it.
+    Refuse,
 }
 
 /// Which Services a pool is for, and how eagerly it is used for them.
@@ -85,6 +136,10 @@ pub struct IPAddressPoolStatus {
 
 fn auto_assign_default() -> bool {
     true
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]

@@ -31,7 +31,8 @@ pub use community::{Community, CommunityAlias, CommunitySpec, CommunityStatus};
 pub use definition::{all, file_name, to_yaml};
 pub use duration::{Duration, DurationError};
 pub use ip_address_pool::{
-    IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, ServiceAllocation,
+    AllocationOrder, IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, RemovalPolicy,
+    ServiceAllocation, SharingScope,
 };
 pub use l2_advertisement::{
     L2Advertisement, L2AdvertisementSpec, L2AdvertisementStatus, PreferredNodeSelector,

@@ -127,6 +127,7 @@ fn resources(objects: &Value) -> Resources {
             .map(|(name, labels)| (NodeName::from(name), labels))
             .collect(),
         namespaces: elements(&objects["namespaces"]).map(name_and_labels).collect(),
+        ..Resources::default()
     }
 }
 

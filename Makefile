@@ -10,6 +10,12 @@ VECTORS ?= ../shared/vectors
 # What `make fuzz` plays with (a file of tests/fuzz/fuzz_targets), and for how many seconds.
 TARGET ?= bgp_session
 TIME ?= 60
+# What `make bench-controller` measures with: Services that wait, pairs of a run and a bare loop, further Services one
+# by one, seconds at rest. The goals are stated for these.
+SERVICES ?= 10000
+PAIRS ?= 5
+SAMPLES ?= 200
+REST ?= 60
 IMAGE_TAG ?= 0.1.0
 
 # Programs that a shell of an ordinary user, or one that never logged in, does not find.
@@ -57,7 +63,7 @@ tidy: ## the rules of this repository; generated files as they would be generate
 
 test-unit: ## tests beside the code, and of single crates
 	$(CARGO) test --locked --workspace --lib --bins --test api_behaviour --test cluster --test embedded \
-		--test receiver --test shell
+		--test plan --test receiver --test shell --test webhook
 
 vectors: ## MetalLB's recorded behaviour, if VECTORS is a folder that has it
 	@if [ -d '$(VECTORS)' ]; then \
@@ -74,7 +80,7 @@ test-lab: ## the programs on the real kernel, in network namespaces (root)
 	$(CARGO) test --locked --workspace --test lab --test rootless -- --test-threads=1 --nocapture
 
 test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controller (root, Go)
-	$(CARGO) test --locked --workspace --test e2e -- --test-threads=1
+	$(CARGO) test --locked --workspace --test e2e --test e2e_controller --test e2e_crds -- --test-threads=1
 
 test-demo: ## the demo, to its end
 	$(CARGO) test --locked --workspace --test demo
@@ -85,10 +91,16 @@ bench-demo: build ## ten times: a Service until its first gratuitous ARP, the ou
 	@mkdir -p target/bench
 	target/release/berth demo --runs 10 --measurements target/bench/demo.json $(ARGS)
 
-bench-controller: ## how long the controller plans, up to 100,000 Services
+bench-controller: build ## the controller: its planning alone, then with a real kube-apiserver (root, Go; SERVICES=1000 PAIRS=2 …)
 	@mkdir -p target/bench
+	@tests/setup.sh e2e
+	@rm -f target/bench/controller.json
 	BERTH_BENCH_FILE=$(CURDIR)/target/bench/controller.json \
 		$(CARGO) bench --locked --package controller --bench plan
+	$(CARGO) build --release --locked $(PROGRAMS) --package tests
+	BERTH_BENCH_FILE=$(CURDIR)/target/bench/controller.json BERTH_BENCH_SERVICES=$(SERVICES) \
+		BERTH_BENCH_PAIRS=$(PAIRS) BERTH_BENCH_SAMPLES=$(SAMPLES) BERTH_BENCH_REST=$(REST) \
+		target/release/bench-controller
 
 fuzz: ## one decoder against random octets (TARGET=bgp_session TIME=60; nightly, cargo install cargo-fuzz)
 	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $(TARGET) -- -max_total_time=$(TIME) -rss_limit_mb=3000

@@ -1,7 +1,9 @@
-//! `berth`: the demo, and the embedded API server by itself. Not needed in a cluster.
+//! `berth`: the plan of a configuration, the demo, and the embedded API server by itself. Not needed
+//! in a cluster.
 
 mod backend;
 mod demo;
+mod plan;
 mod probe;
 mod server;
 
@@ -11,6 +13,9 @@ use clap::{Parser, Subcommand};
 
 const EXAMPLES: &str = "\
 Examples:
+  Is this configuration right, and who gets which address?
+    berth plan -f pools.yaml -f services/
+
   All of it on this machine, then left running for your own kubectl:
     berth demo --keep
 
@@ -31,6 +36,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Say what is wrong with a configuration, and which Service gets which address
+    Plan(plan::Options),
     /// Show it all on this machine: a small cluster in network namespaces, two clients, a router
     Demo(demo::Options),
     /// Serve the part of the Kubernetes API that Berth needs, from memory
@@ -45,6 +52,7 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().command {
+        Command::Plan(options) => Ok(tokio::runtime::Runtime::new()?.block_on(plan::run(options))),
         // Before any thread: it may start the program again in a user namespace.
         Command::Demo(options) => demo::run(&options),
         Command::Apiserver(options) => finish(server::run(options)),

@@ -1,19 +1,31 @@
-//! What is said to an object before it is written: [`admit`], for the embedded API server and
-//! for the admission webhook.
+//! What is said to an object before it is written: [`admit`], for the embedded API server, for the
+//! admission webhook and for `berth plan`.
 //!
-//! Only what the object itself gets wrong refuses it. Users apply their objects in any order, so a
-//! reference to a BFDProfile, a Secret or a community name that is not there yet is for
-//! [`Config::parse`](crate::Config::parse) to report.
+//! A write is refused for what its object gets wrong, alone or against what is there, and for a
+//! contradiction between others that it would bring about. Users apply their objects in any order,
+//! so a reference to a BFDProfile, a Secret or a community name that is not there yet is for
+//! [`Config::parse`](crate::Config::parse) to report; and an object that is wrong already refuses
+//! nothing but its own next form.
+
+mod effects;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
-    ConfigError, ObjectRef, Resources,
+    ConfigError, ObjectRef, Resources, ServiceKey,
     error::{Fault, Rule},
     parse::{self, BFD_PROFILE, BGP_ADVERTISEMENT, BGP_PEER, COMMUNITY, L2_ADVERTISEMENT, POOL},
 };
+
+/// The version of BGPPeer that is stored.
+const STORED_PEER: &str = "metallb.io/v1beta2";
 
 /// What is about to be done to an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,34 +46,75 @@ pub enum Candidate {
     Community(Box<crds::Community>),
 }
 
-/// Whether `operation` may be done to `candidate`, where `existing` is all that is there and
-/// `namespace` is the one that Berth runs in and reads.
+/// What is there when a write is judged.
+#[derive(Debug, Clone, Copy)]
+pub struct Existing<'a> {
+    /// All objects as they are, the written one in its old form.
+    pub resources: &'a Resources,
+    /// Every address in use, with the Services that hold it.
+    pub held: &'a BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    /// The namespace that Berth runs in and reads.
+    pub namespace: &'a str,
+}
+
+/// Whether `operation` may be done to `candidate`.
 ///
 /// # Errors
-/// Every rule that the candidate breaks. Otherwise, what its author should know all the same.
+/// Every rule that the write breaks. Otherwise, what its author should know all the same.
 pub fn admit(
     operation: Operation,
     candidate: &Candidate,
-    existing: &Resources,
-    namespace: &str,
+    existing: &Existing<'_>,
 ) -> Result<Vec<String>, Vec<ConfigError>> {
     let object = candidate.object();
-    let here = candidate.metadata().namespace.as_deref() == Some(namespace);
+    let here = candidate.metadata().namespace.as_deref() == Some(existing.namespace);
     match operation {
         Operation::Create if !here => {
-            let rule = Rule::WrongNamespace(namespace.to_owned());
-            return Err(vec![ConfigError::new(object, Fault::new("metadata.namespace", rule))]);
+            let rule = Rule::WrongNamespace(existing.namespace.to_owned());
+            Err(vec![ConfigError::new(object, Fault::new("metadata.namespace", rule))])
         }
         // Objects elsewhere are never read, so nothing in them can be wrong.
-        Operation::Update | Operation::Delete if !here => return Ok(Vec::new()),
-        Operation::Delete => return candidate.admit_deletion(existing).map(|()| Vec::new()),
-        Operation::Create | Operation::Update => {}
+        Operation::Update | Operation::Delete if !here => Ok(Vec::new()),
+        Operation::Delete => effects::admit_deletion(candidate, existing),
+        Operation::Create | Operation::Update => admit_writing(candidate, existing),
     }
-    let mut resources = existing.clone();
-    candidate.clone().put_into(&mut resources);
-    let (_, mut errors) = parse::parse(&resources, None, Some(&object));
-    errors.retain(|error| error.object() == object);
-    if errors.is_empty() { Ok(candidate.warnings()) } else { Err(errors) }
+}
+
+fn admit_writing(
+    candidate: &Candidate,
+    existing: &Existing<'_>,
+) -> Result<Vec<String>, Vec<ConfigError>> {
+    let object = candidate.object();
+    let mut resources = existing.resources.clone();
+    let old = candidate.clone().put_into(&mut resources);
+    let (config, errors) = parse::parse(&resources, None, Some(&object));
+    let (mut errors, of_others): (Vec<_>, Vec<_>) =
+        errors.into_iter().partition(|error| error.object() == object);
+    if old.as_ref().is_some_and(|old| candidate.means_the_same_as(old)) {
+        // A label or a finalizer of an object that is wrong already has to be possible.
+        return Ok(errors.iter().map(ToString::to_string).collect());
+    }
+    if errors.is_empty() {
+        errors = effects::contradictions(candidate, of_others, existing);
+    }
+    let mut warnings = candidate.deprecations();
+    if let (Candidate::Pool(new), true) = (candidate, errors.is_empty()) {
+        let parsed = config.pools.get(object.name.as_str());
+        warnings.extend(parsed.into_iter().flat_map(|pool| effects::reserved(pool, &config)));
+        if let Some(Candidate::Pool(old)) = &old {
+            match effects::lost_addresses(&object, old, Some((new, parsed)), existing) {
+                Ok(more) => warnings.extend(more),
+                Err(error) => errors.push(error),
+            }
+        }
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    if let (Candidate::Community(new), Some(Candidate::Community(old))) = (candidate, &old) {
+        warnings.extend(effects::lost_aliases(old, Some(new), existing.resources));
+    }
+    Ok(warnings)
 }
 
 impl Candidate {
@@ -71,20 +124,20 @@ impl Candidate {
     /// When it has not the form of its kind.
     pub fn from_json(object: &Value) -> Result<Option<Self>, ConfigError> {
         let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
-        let Some((crds::GROUP, version)) = text("/apiVersion").split_once('/') else {
+        if !text("/apiVersion").starts_with(&format!("{}/", crds::GROUP)) {
             return Ok(None);
-        };
-        Ok(Some(match (text("/kind"), version) {
-            (POOL, _) => Self::Pool(read(POOL, object)?),
-            (L2_ADVERTISEMENT, _) => Self::L2Advertisement(read(L2_ADVERTISEMENT, object)?),
-            (BGP_ADVERTISEMENT, _) => Self::BgpAdvertisement(read(BGP_ADVERTISEMENT, object)?),
-            (BGP_PEER, "v1beta1") => {
-                let peer: Box<crds::v1beta1::BGPPeer> = read(BGP_PEER, object)?;
-                Self::BgpPeer(Box::new((*peer).into()))
+        }
+        Ok(Some(match text("/kind") {
+            POOL => Self::Pool(read(POOL, object)?),
+            L2_ADVERTISEMENT => Self::L2Advertisement(read(L2_ADVERTISEMENT, object)?),
+            BGP_ADVERTISEMENT => Self::BgpAdvertisement(read(BGP_ADVERTISEMENT, object)?),
+            BGP_PEER => {
+                let stored = crds::convert(object, STORED_PEER);
+                let stored = stored.map_err(|message| unreadable(BGP_PEER, object, message))?;
+                Self::BgpPeer(read(BGP_PEER, &stored)?)
             }
-            (BGP_PEER, _) => Self::BgpPeer(read(BGP_PEER, object)?),
-            (BFD_PROFILE, _) => Self::BfdProfile(read(BFD_PROFILE, object)?),
-            (COMMUNITY, _) => Self::Community(read(COMMUNITY, object)?),
+            BFD_PROFILE => Self::BfdProfile(read(BFD_PROFILE, object)?),
+            COMMUNITY => Self::Community(read(COMMUNITY, object)?),
             _ => return Ok(None),
         }))
     }
@@ -113,47 +166,60 @@ impl Candidate {
         }
     }
 
-    /// In the place of the object of the same name.
-    pub(crate) fn put_into(self, resources: &mut Resources) {
-        fn put<T>(objects: &mut Vec<T>, object: T, metadata: impl Fn(&T) -> &ObjectMeta) {
-            objects.retain(|other| metadata(other).name != metadata(&object).name);
+    /// In the place of the object of the same name, which is returned.
+    pub fn put_into(self, resources: &mut Resources) -> Option<Self> {
+        fn put<T>(
+            objects: &mut Vec<T>,
+            object: T,
+            metadata: fn(&T) -> &ObjectMeta,
+        ) -> Option<Box<T>> {
+            let name = &metadata(&object).name;
+            let old = objects.iter().position(|other| metadata(other).name == *name);
+            let old = old.map(|index| Box::new(objects.remove(index)));
             objects.push(object);
+            old
         }
+        resources.unreadable.remove(&self.object());
         match self {
-            Self::Pool(object) => put(&mut resources.pools, *object, |o| &o.metadata),
+            Self::Pool(object) => {
+                put(&mut resources.pools, *object, |o| &o.metadata).map(Self::Pool)
+            }
             Self::L2Advertisement(object) => {
-                put(&mut resources.l2_advertisements, *object, |o| &o.metadata);
+                put(&mut resources.l2_advertisements, *object, |o| &o.metadata)
+                    .map(Self::L2Advertisement)
             }
             Self::BgpAdvertisement(object) => {
-                put(&mut resources.bgp_advertisements, *object, |o| &o.metadata);
+                put(&mut resources.bgp_advertisements, *object, |o| &o.metadata)
+                    .map(Self::BgpAdvertisement)
             }
-            Self::BgpPeer(object) => put(&mut resources.bgp_peers, *object, |o| &o.metadata),
-            Self::BfdProfile(object) => put(&mut resources.bfd_profiles, *object, |o| &o.metadata),
-            Self::Community(object) => put(&mut resources.communities, *object, |o| &o.metadata),
+            Self::BgpPeer(object) => {
+                put(&mut resources.bgp_peers, *object, |o| &o.metadata).map(Self::BgpPeer)
+            }
+            Self::BfdProfile(object) => {
+                put(&mut resources.bfd_profiles, *object, |o| &o.metadata).map(Self::BfdProfile)
+            }
+            Self::Community(object) => {
+                put(&mut resources.communities, *object, |o| &o.metadata).map(Self::Community)
+            }
         }
     }
 
-    /// A BFDProfile stays while a BGPPeer needs it.
-    fn admit_deletion(&self, existing: &Resources) -> Result<(), Vec<ConfigError>> {
-        let Self::BfdProfile(_) = self else { return Ok(()) };
-        let object = self.object();
-        let users = existing
-            .bgp_peers
-            .iter()
-            .filter(|peer| peer.spec.bfd_profile.as_deref() == Some(&object.name));
-        let errors: Vec<ConfigError> = users
-            .map(|peer| {
-                let rule = Rule::ProfileInUse {
-                    profile: object.name.clone(),
-                    peer: peer.metadata.name.clone().unwrap_or_default(),
-                };
-                ConfigError::new(object.clone(), Fault::new("metadata.name", rule))
-            })
-            .collect();
-        if errors.is_empty() { Ok(()) } else { Err(errors) }
+    /// True when nothing that is read of the two objects differs.
+    fn means_the_same_as(&self, other: &Self) -> bool {
+        self.metadata().labels == other.metadata().labels
+            && match (self, other) {
+                (Self::Pool(a), Self::Pool(b)) => a.spec == b.spec,
+                (Self::L2Advertisement(a), Self::L2Advertisement(b)) => a.spec == b.spec,
+                (Self::BgpAdvertisement(a), Self::BgpAdvertisement(b)) => a.spec == b.spec,
+                (Self::BgpPeer(a), Self::BgpPeer(b)) => a.spec == b.spec,
+                (Self::BfdProfile(a), Self::BfdProfile(b)) => a.spec == b.spec,
+                (Self::Community(a), Self::Community(b)) => a.spec == b.spec,
+                _ => false,
+            }
     }
 
-    fn warnings(&self) -> Vec<String> {
+    /// Fields that are still read and no longer of any use.
+    fn deprecations(&self) -> Vec<String> {
         match self {
             Self::BgpPeer(peer) if peer.spec.disable_mp => {
                 vec![
@@ -172,11 +238,15 @@ impl Candidate {
 }
 
 fn read<T: DeserializeOwned>(kind: &'static str, object: &Value) -> Result<Box<T>, ConfigError> {
-    T::deserialize(object).map(Box::new).map_err(|error| {
-        let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        let object = ObjectRef { kind, name: name.to_owned() };
-        ConfigError::new(object, Fault::new("spec", Rule::Unreadable(error.to_string())))
-    })
+    T::deserialize(object)
+        .map(Box::new)
+        .map_err(|error| unreadable(kind, object, error.to_string()))
+}
+
+fn unreadable(kind: &'static str, object: &Value, message: String) -> ConfigError {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+    let object = ObjectRef { kind, name: name.to_owned() };
+    ConfigError::new(object, Fault::new("spec", Rule::Unreadable(message)))
 }
 
 #[cfg(test)]
@@ -192,7 +262,17 @@ mod tests {
         object: &Value,
         existing: &[Value],
     ) -> Result<Vec<String>, Vec<String>> {
-        admit(operation, &candidate(object), &resources(existing), NAMESPACE)
+        admitted_with(operation, object, &resources(existing), &BTreeMap::new())
+    }
+
+    fn admitted_with(
+        operation: Operation,
+        object: &Value,
+        resources: &Resources,
+        held: &BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    ) -> Result<Vec<String>, Vec<String>> {
+        let existing = Existing { resources, held, namespace: NAMESPACE };
+        admit(operation, &candidate(object), &existing)
             .map_err(|errors| errors.iter().map(ToString::to_string).collect())
     }
 
@@ -284,6 +364,291 @@ mod tests {
         assert_eq!(admitted(Operation::Create, &peer, &[]).unwrap().len(), 1);
         peer["spec"]["peerAddress"] = "nonsense".into();
         assert!(admitted(Operation::Create, &peer, &[]).is_err());
+    }
+
+    fn held(addresses: &[(&str, &str)]) -> BTreeMap<IpAddr, BTreeSet<ServiceKey>> {
+        let mut held: BTreeMap<IpAddr, BTreeSet<ServiceKey>> = BTreeMap::new();
+        for (address, service) in addresses {
+            let (namespace, name) = service.split_once('/').unwrap();
+            let services = held.entry(address.parse().unwrap()).or_default();
+            services.insert(ServiceKey::new(namespace, name));
+        }
+        held
+    }
+
+    #[test]
+    fn services_that_would_lose_their_addresses_are_named() {
+        let held = held(&[
+            ("192.0.2.0", "x/buggy"),
+            ("192.0.2.1", "x/low"),
+            ("192.0.2.200", "x/high"),
+            ("192.0.2.200", "y/shared"),
+            ("192.0.2.255", "y/elsewhere"),
+            ("198.51.100.1", "x/elsewhere"),
+            ("2001:db8::1", "x/low"),
+        ]);
+        let of = |changes: Value| {
+            let mut spec = json!({ "addresses": ["192.0.2.0-192.0.2.254", "2001:db8::/64"] });
+            spec.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            object("IPAddressPool", "a", spec)
+        };
+        let old = resources(&[of(json!({}))]);
+        let lost = |count: &str, list: &str| {
+            Ok(vec![format!(
+                "{count} will lose the addresses of IPAddressPool \"a\" and get others where there \
+                 are any: {list}"
+            )])
+        };
+        for (change, expected) in [
+            (json!({}), Ok(vec![])),
+            (json!({ "autoAssign": false }), Ok(vec![])),
+            (json!({ "addresses": ["192.0.2.0/24", "2001:db8::/32"] }), Ok(vec![])),
+            (
+                json!({ "addresses": ["192.0.2.0/25", "2001:db8::/64"] }),
+                lost("2 Services", "x/high (192.0.2.200), y/shared (192.0.2.200)"),
+            ),
+            (json!({ "addresses": ["192.0.2.0/24"] }), lost("1 Service", "x/low (2001:db8::1)")),
+            (json!({ "avoidBuggyIPs": true }), lost("1 Service", "x/buggy (192.0.2.0)")),
+            (
+                json!({ "serviceAllocation": { "namespaces": ["x"] } }),
+                lost("1 Service", "y/shared (192.0.2.200)"),
+            ),
+            (json!({ "serviceAllocation": { "serviceSelectors": [{}] } }), Ok(vec![])),
+        ] {
+            let found = admitted_with(Operation::Update, &of(change.clone()), &old, &held);
+            assert_eq!(found, expected, "{change}");
+        }
+        assert_eq!(
+            admitted_with(Operation::Delete, &of(json!({})), &old, &held),
+            lost(
+                "4 Services",
+                "x/buggy (192.0.2.0), x/high (192.0.2.200), x/low (192.0.2.1), y/shared \
+                 (192.0.2.200)"
+            )
+        );
+        // The pool never owned what it leaves out.
+        let buggy = resources(&[of(json!({ "avoidBuggyIPs": true }))]);
+        let narrow = of(json!({ "addresses": ["192.0.2.128-192.0.2.254", "2001:db8::/64"] }));
+        assert_eq!(
+            admitted_with(Operation::Update, &narrow, &buggy, &held),
+            lost("1 Service", "x/low (192.0.2.1)")
+        );
+        // What cannot be read of it may still be held of the rest.
+        let ill = of(json!({ "addresses": ["nonsense", "192.0.2.0/25"] }));
+        let found = admitted_with(Operation::Delete, &ill, &old, &held);
+        assert_eq!(found, lost("2 Services", "x/buggy (192.0.2.0), x/low (192.0.2.1)"));
+    }
+
+    #[test]
+    fn a_long_list_of_services_is_cut_off() {
+        let all: Vec<(String, String)> =
+            (0..25).map(|n| (format!("192.0.2.{n}"), format!("x/s{n:02}"))).collect();
+        let all: Vec<(&str, &str)> = all.iter().map(|(a, s)| (a.as_str(), s.as_str())).collect();
+        let pool = pool("a", &["192.0.2.0/24"]);
+        let existing = resources(std::slice::from_ref(&pool));
+        let warnings = admitted_with(Operation::Delete, &pool, &existing, &held(&all)).unwrap();
+        assert!(warnings[0].starts_with("25 Services will lose"), "{warnings:?}");
+        assert!(warnings[0].ends_with("x/s09 (192.0.2.9) and 15 more"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_pool_that_refuses_keeps_what_services_hold() {
+        let of = |addresses: &str, policy: &str| {
+            let spec = json!({ "addresses": [addresses], "removalPolicy": policy });
+            object("IPAddressPool", "a", spec)
+        };
+        let (wide, narrow) = ("192.0.2.0/24", "192.0.2.0/25");
+        let held = held(&[("192.0.2.200", "x/web")]);
+        for (before, after, refused) in [
+            ("Warn", "Warn", false),
+            ("Refuse", "Refuse", true),
+            // The policy is given up first, in a write of its own.
+            ("Refuse", "Warn", true),
+            ("Warn", "Refuse", true),
+        ] {
+            let existing = resources(&[of(wide, before)]);
+            let found = admitted_with(Operation::Update, &of(narrow, after), &existing, &held);
+            assert_eq!(found.is_err(), refused, "{before} to {after}");
+            let found = admitted_with(Operation::Update, &of(wide, after), &existing, &held);
+            assert_eq!(found, Ok(vec![]), "{before} to {after}");
+            let found =
+                admitted_with(Operation::Update, &of(narrow, after), &existing, &BTreeMap::new());
+            assert_eq!(found, Ok(vec![]), "{before} to {after}");
+        }
+        let existing = resources(&[of(wide, "Refuse")]);
+        let error = |field: &str| {
+            Err(vec![format!(
+                "IPAddressPool \"a\": {field}: removalPolicy is Refuse, and 1 Service would lose \
+                 addresses of the pool: x/web (192.0.2.200); set removalPolicy to Warn first"
+            )])
+        };
+        let update = admitted_with(Operation::Update, &of(narrow, "Refuse"), &existing, &held);
+        assert_eq!(update, error("spec.addresses"));
+        let delete = admitted_with(Operation::Delete, &of(wide, "Refuse"), &existing, &held);
+        assert_eq!(delete, error("metadata.name"));
+    }
+
+    #[test]
+    fn a_write_that_breaks_another_object_is_refused_and_one_that_changes_nothing_is_not() {
+        let aggregated = object("BGPAdvertisement", "all", json!({ "aggregationLength": 24 }));
+        let narrow = pool("a", &["198.51.100.0/24", "192.0.2.0/26"]);
+        let wide = pool("a", &["192.0.2.0/24"]);
+        let error = Err(vec![
+            "IPAddressPool \"a\": spec.addresses[1]: the aggregation length 24 of \
+             BGPAdvertisement \"all\" is shorter than the prefix length 26 of 192.0.2.0/26 in pool \
+             \"a\", so that addresses outside of the pool would be announced; use 26 or more"
+                .to_owned(),
+        ]);
+        let existing = [aggregated.clone(), wide];
+        assert_eq!(admitted(Operation::Update, &narrow, &existing), error);
+        assert_eq!(admitted(Operation::Create, &narrow, &[aggregated.clone()]), error);
+        // A label may do the same.
+        let selecting = object(
+            "BGPAdvertisement",
+            "some",
+            json!({
+                "aggregationLength": 24,
+                "ipAddressPoolSelectors": [{ "matchLabels": { "tier": "front" } }],
+            }),
+        );
+        let existing = [selecting, narrow.clone()];
+        let mut labelled = narrow.clone();
+        labelled["metadata"]["labels"] = json!({ "tier": "front" });
+        assert!(admitted(Operation::Update, &labelled, &existing).is_err());
+        // It is so already: the pool can still be changed, also to another too small one.
+        let mut other = narrow.clone();
+        other["spec"]["autoAssign"] = false.into();
+        let existing = [aggregated, narrow];
+        assert_eq!(admitted(Operation::Update, &other, &existing), Ok(vec![]));
+        other["spec"]["addresses"][1] = "192.0.2.0/27".into();
+        assert_eq!(admitted(Operation::Update, &other, &existing), Ok(vec![]));
+    }
+
+    #[test]
+    fn echo_over_ipv6_is_refused_whichever_of_the_four_is_written_last() {
+        let profile = |echo: bool| object("BFDProfile", "echo", json!({ "echoMode": echo }));
+        let advertisement = |peers: &[&str]| {
+            let spec = json!({ "ipAddressPools": ["p"], "peers": peers });
+            object("BGPAdvertisement", "a", spec)
+        };
+        let peer = |profile: Option<&str>| {
+            let mut spec = json!({ "myASN": 1, "peerASN": 2, "peerAddress": "192.0.2.1" });
+            spec["bfdProfile"] = json!(profile);
+            object("BGPPeer", "router", spec)
+        };
+        let v6 = || pool("p", &["2001:db8::/64"]);
+        let all = [profile(true), advertisement(&["router"]), peer(Some("echo")), v6()];
+        for (index, field) in
+            ["spec.echoMode", "spec.peers", "spec.bfdProfile", "spec.addresses"].iter().enumerate()
+        {
+            let mut others = all.to_vec();
+            let last = others.remove(index);
+            let refusal = admitted(Operation::Create, &last, &others).unwrap_err();
+            assert_eq!(refusal.len(), 1, "{refusal:?}");
+            assert!(refusal[0].contains(&format!(": {field}: pool \"p\", which")), "{refusal:?}");
+            let harmless =
+                [profile(false), advertisement(&["x"]), peer(None), pool("p", &["192.0.2.0/24"])];
+            for (other, harmless) in harmless.into_iter().enumerate() {
+                let mut objects = all.to_vec();
+                objects[other] = harmless;
+                let last = objects.remove(index);
+                let good = admitted(Operation::Create, &last, &objects);
+                assert_eq!(good, Ok(vec![]), "{field} {other}");
+            }
+        }
+        // What is wrong already stays possible to write about.
+        let mut changed = all[2].clone();
+        changed["spec"]["holdTime"] = "30s".into();
+        assert_eq!(admitted(Operation::Update, &changed, &all), Ok(vec![]));
+    }
+
+    #[test]
+    fn metadata_of_an_object_in_error_can_be_changed() {
+        let bad = pool("a", &["nonsense"]);
+        let mut changed = bad.clone();
+        changed["metadata"]["finalizers"] = json!([]);
+        changed["metadata"]["annotations"] = json!({ "note": "x" });
+        let warnings = admitted(Operation::Update, &changed, &[bad.clone()]).unwrap();
+        assert!(warnings[0].contains("spec.addresses[0]"), "{warnings:?}");
+        changed["spec"]["autoAssign"] = false.into();
+        assert!(admitted(Operation::Update, &changed, &[bad]).is_err());
+    }
+
+    #[test]
+    fn what_could_not_be_read_can_be_repaired() {
+        let mut existing = Resources::default();
+        let lost = ObjectRef { kind: POOL, name: "a".to_owned() };
+        existing.unreadable.insert(lost, "spec.x is 7".to_owned());
+        let repaired = pool("a", &["192.0.2.0/24"]);
+        let found = admitted_with(Operation::Update, &repaired, &existing, &BTreeMap::new());
+        assert_eq!(found, Ok(vec![]));
+    }
+
+    #[test]
+    fn who_still_names_what_goes_away_is_told() {
+        let users = [
+            object("L2Advertisement", "l", json!({ "ipAddressPools": ["a", "b"] })),
+            object(
+                "BGPAdvertisement",
+                "b",
+                json!({ "ipAddressPools": ["a"], "peers": ["router"], "communities": ["x", "1:1"] }),
+            ),
+            object("BGPAdvertisement", "c", json!({ "communities": ["y"] })),
+        ];
+        let aliases = |names: &[&str]| {
+            let aliases = names.iter().map(|name| json!({ "name": name, "value": "1:2" }));
+            object("Community", "c", json!({ "communities": aliases.collect::<Vec<_>>() }))
+        };
+        let peer = object(
+            "BGPPeer",
+            "router",
+            json!({ "myASN": 1, "peerASN": 2, "peerAddress": "192.0.2.1" }),
+        );
+        for (gone, warning) in [
+            (
+                pool("a", &["192.0.2.0/24"]),
+                "still named by L2Advertisement \"l\", BGPAdvertisement \"b\"",
+            ),
+            (pool("b", &["192.0.2.0/24"]), "still named by L2Advertisement \"l\""),
+            (peer, "still named by BGPAdvertisement \"b\""),
+            (aliases(&["x", "z"]), "still named by BGPAdvertisement \"b\""),
+        ] {
+            let found = admitted(Operation::Delete, &gone, &users);
+            assert_eq!(found, Ok(vec![warning.to_owned()]), "{gone}");
+        }
+        assert_eq!(admitted(Operation::Delete, &aliases(&["z"]), &users), Ok(vec![]));
+        let mut existing = users.to_vec();
+        existing.push(aliases(&["x", "y"]));
+        assert_eq!(
+            admitted(Operation::Update, &aliases(&["x"]), &existing),
+            Ok(vec!["still named by BGPAdvertisement \"c\"".to_owned()])
+        );
+    }
+
+    #[test]
+    fn addresses_of_the_cluster_itself_are_warned_of() {
+        let mut existing = Resources::default();
+        let address = "192.0.2.7".parse().unwrap();
+        let node = crate::NodeAddress { address, kind: "InternalIP".into() };
+        existing.node_addresses.insert("n1".into(), [node].into());
+        existing
+            .service_ranges
+            .insert("kubernetes".to_owned(), vec!["10.96.0.0/16".parse().unwrap()]);
+        let none = BTreeMap::new();
+        let warning = |list: &str| {
+            Ok(vec![format!(
+                "spec.addresses has addresses that are in use by the cluster itself, which only \
+                 Services that ask for them are given while the pool has others: {list}"
+            )])
+        };
+        for (range, expected) in [
+            ("198.51.100.0/24", Ok(vec![])),
+            ("192.0.2.0/24", warning("192.0.2.7 (InternalIP of Node \"n1\")")),
+            ("10.96.3.0/24", warning("10.96.0.0/16 (the cluster's Service range)")),
+        ] {
+            let found = admitted_with(Operation::Create, &pool("a", &[range]), &existing, &none);
+            assert_eq!(found, expected, "{range}");
+        }
     }
 
     #[test]

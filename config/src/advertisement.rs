@@ -1,6 +1,9 @@
 //! L2Advertisements and BGPAdvertisements, as attached to the pools they select.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -126,16 +129,20 @@ pub(crate) fn parse_l2(
 
 /// Adds an advertisement to those of a pool, unless it says nothing that another one does not
 /// say. Preferences add up, so an advertisement that has some always says something.
-pub(crate) fn attach_l2(attached: &mut Vec<L2Advertisement>, advertisement: &L2Advertisement) {
-    let says_the_same = |other: &L2Advertisement| {
-        other.nodes == advertisement.nodes
+pub(crate) fn attach_l2(
+    attached: &mut Vec<Arc<L2Advertisement>>,
+    advertisement: &Arc<L2Advertisement>,
+) {
+    // The nodes last: they are many.
+    let says_the_same = |other: &Arc<L2Advertisement>| {
+        other.preference.is_empty()
+            && advertisement.preference.is_empty()
             && other.interfaces == advertisement.interfaces
             && other.service_selectors == advertisement.service_selectors
-            && other.preference.is_empty()
-            && advertisement.preference.is_empty()
+            && other.nodes == advertisement.nodes
     };
     if !attached.iter().any(says_the_same) {
-        attached.push(advertisement.clone());
+        attached.push(Arc::clone(advertisement));
     }
 }
 
@@ -200,6 +207,7 @@ pub(crate) fn pool_faults(
         pool.bgp_advertisements.iter().find(|other| local_pref_clash(advertisement, other, pool));
     if let Some(other) = clash {
         let rule = Rule::LocalPreference {
+            advertisement: advertisement.name.clone(),
             preference: advertisement.local_pref,
             other: other.name.clone(),
             other_preference: other.local_pref,
@@ -214,7 +222,12 @@ pub(crate) fn pool_faults(
     if let Some((peer, profile)) = echoing
         && pool.ranges.iter().any(|range| !range.is_ipv4())
     {
-        let rule = Rule::EchoOverIpv6 { pool: pool.name.to_string(), peer, profile };
+        let rule = Rule::EchoOverIpv6 {
+            advertisement: advertisement.name.clone(),
+            pool: pool.name.to_string(),
+            peer,
+            profile,
+        };
         faults.push(Fault::new("spec.peers", rule));
     }
     faults
@@ -288,8 +301,14 @@ fn too_wide(advertisement: &BgpAdvertisement, pool: &Pool, range: &AddressRange)
     };
     let prefix_length = range.prefixes().iter().map(IpNet::prefix_len).min()?;
     (length < prefix_length).then(|| {
-        let pool = pool.name.to_string();
-        Fault::new(field, Rule::AggregationTooWide { length, prefix_length, range: *range, pool })
+        let rule = Rule::AggregationTooWide {
+            advertisement: advertisement.name.clone(),
+            length,
+            prefix_length,
+            range: *range,
+            pool: pool.name.to_string(),
+        };
+        Fault::new(field, rule)
     })
 }
 
@@ -439,10 +458,10 @@ mod tests {
 
     #[test]
     fn an_advertisement_that_says_nothing_new_is_dropped() {
-        let base = l2(json!({ "interfaces": ["eth0", "eth1"] })).unwrap();
+        let base = Arc::new(l2(json!({ "interfaces": ["eth0", "eth1"] })).unwrap());
         let count = |other: Value| {
             let mut attached = vec![base.clone()];
-            attach_l2(&mut attached, &l2(other).unwrap());
+            attach_l2(&mut attached, &Arc::new(l2(other).unwrap()));
             attached.len()
         };
         assert_eq!(count(json!({ "interfaces": ["eth1", "eth0"] })), 1);

@@ -108,16 +108,35 @@ pub enum Rule {
         pool: Option<String>,
     },
 
+    #[error(
+        "removalPolicy is Refuse, and {} would lose addresses of the pool: {}; set removalPolicy \
+         to Warn first",
+        service_count(*count), list(services, *count)
+    )]
+    AddressesHeld {
+        /// The first of them.
+        services: Vec<String>,
+        /// How many there are.
+        count: usize,
+    },
+
     // Advertisements
     #[error("weight {0} is not within 1 to 100")]
     Weight(i32),
     #[error("{length} is not within {min} to {max}")]
     AggregationLength { length: i32, min: u8, max: u8 },
     #[error(
-        "{length} is shorter than the prefix length {prefix_length} of {range} in pool {pool:?}, \
-         so that addresses outside of the pool would be announced; use {prefix_length} or more"
+        "the aggregation length {length} of BGPAdvertisement {advertisement:?} is shorter than \
+         the prefix length {prefix_length} of {range} in pool {pool:?}, so that addresses outside \
+         of the pool would be announced; use {prefix_length} or more"
     )]
-    AggregationTooWide { length: u8, prefix_length: u8, range: AddressRange, pool: String },
+    AggregationTooWide {
+        advertisement: String,
+        length: u8,
+        prefix_length: u8,
+        range: AddressRange,
+        pool: String,
+    },
     #[error(
         "serviceSelectors only go with the default aggregation lengths (32 and 128); remove one \
          of the two"
@@ -131,15 +150,23 @@ pub enum Rule {
     #[error("the name {0:?} is already defined in Community {1:?}")]
     AliasTaken(String, String),
     #[error(
-        "{preference} differs from {other_preference} of BGPAdvertisement {other:?}, which \
-         announces the same routes of pool {pool:?} from the same nodes to the same peers"
+        "BGPAdvertisement {advertisement:?} has localPref {preference}, and {other:?} has \
+         {other_preference} for the same routes of pool {pool:?} from the same nodes to the same \
+         peers; make them equal, or keep the two apart"
     )]
-    LocalPreference { preference: u32, other: String, other_preference: u32, pool: String },
+    LocalPreference {
+        advertisement: String,
+        preference: u32,
+        other: String,
+        other_preference: u32,
+        pool: String,
+    },
     #[error(
-        "pool {pool:?} has IPv6 addresses and BFDProfile {profile:?} of BGPPeer {peer:?} has \
-         echoMode, which is for IPv4 only; turn echoMode off, or leave the peer or the pool out"
+        "pool {pool:?}, which BGPAdvertisement {advertisement:?} announces to BGPPeer {peer:?}, \
+         has IPv6 addresses, and BFDProfile {profile:?} of that peer has echoMode, which is for \
+         IPv4 only; turn echoMode off, or leave the peer or the pool out of the advertisement"
     )]
-    EchoOverIpv6 { pool: String, peer: String, profile: String },
+    EchoOverIpv6 { advertisement: String, pool: String, peer: String, profile: String },
 
     // BGPPeer
     #[error("our AS number is missing")]
@@ -208,10 +235,118 @@ pub enum RangeError {
     Reversed(IpAddr, IpAddr),
 }
 
+impl Rule {
+    /// A word for programs, in CamelCase, the same in every version: the `rule` of `berth plan` and
+    /// the reason of the condition Accepted.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NoName => "NoName",
+            Self::NameTaken => "NameTaken",
+            Self::Unreadable(_) => "Unreadable",
+            Self::WrongNamespace(_) => "WrongNamespace",
+            Self::Duplicate(_) => "Duplicate",
+            Self::DuplicateSelector => "DuplicateSelector",
+            Self::Selector(rule) => rule.name(),
+            Self::NoAddresses => "NoAddresses",
+            Self::Range(error) => error.name(),
+            Self::Overlap { .. } => "Overlap",
+            Self::AddressesHeld { .. } => "AddressesHeld",
+            Self::Weight(_) => "Weight",
+            Self::AggregationLength { .. } => "AggregationLength",
+            Self::AggregationTooWide { .. } => "AggregationTooWide",
+            Self::AggregationWithSelectors => "AggregationWithSelectors",
+            Self::Community(_) => "Community",
+            Self::AliasTaken(..) => "AliasTaken",
+            Self::LocalPreference { .. } => "LocalPreference",
+            Self::EchoOverIpv6 { .. } => "EchoOverIpv6",
+            Self::NoMyAsn => "NoMyAsn",
+            Self::NoPeerAsn => "NoPeerAsn",
+            Self::TwoPeerAsns => "TwoPeerAsns",
+            Self::NoPeerAddress => "NoPeerAddress",
+            Self::TwoPeerAddresses => "TwoPeerAddresses",
+            Self::Address(_) => "Address",
+            Self::RouterId(_) => "RouterId",
+            Self::Duration { .. } => "Duration",
+            Self::HoldTime(_) => "HoldTime",
+            Self::KeepaliveTime { .. } => "KeepaliveTime",
+            Self::ConnectTime(_) => "ConnectTime",
+            Self::MultiHopWithinAs(_) => "MultiHopWithinAs",
+            Self::TwoPasswords => "TwoPasswords",
+            Self::NoSecret(_) => "NoSecret",
+            Self::SecretType { .. } => "SecretType",
+            Self::SecretWithoutPassword(_) => "SecretWithoutPassword",
+            Self::PasswordLength => "PasswordLength",
+            Self::NoBfdProfile(_) => "NoBfdProfile",
+            Self::DuplicateSession { .. } => "DuplicateSession",
+            Self::OutOfRange { .. } => "OutOfRange",
+            Self::ProfileInUse { .. } => "ProfileInUse",
+        }
+    }
+}
+
+impl RangeError {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Syntax(_) => "RangeSyntax",
+            Self::NoPrefixLength { .. } => "NoPrefixLength",
+            Self::Families(..) => "RangeFamilies",
+            Self::Reversed(..) => "RangeReversed",
+        }
+    }
+}
+
+/// "1 Service", "12 Services".
+pub(crate) fn service_count(count: usize) -> String {
+    if count == 1 { "1 Service".to_owned() } else { format!("{count} Services") }
+}
+
+/// The first of `count` things, and how many more there are.
+pub(crate) fn list(first: &[String], count: usize) -> String {
+    let named = first.join(", ");
+    match count - first.len() {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
 fn pool_words(pool: Option<&str>) -> String {
     pool.map_or_else(|| "this pool".to_owned(), |pool| format!("pool {pool:?}"))
 }
 
 fn on_node(node: Option<&str>) -> String {
     node.map_or_else(String::new, |node| format!(" on node {node:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Reasons of conditions have to match the pattern that `metav1.Condition` prescribes.
+    #[test]
+    fn names_are_words_for_programs() {
+        let rules = [
+            Rule::NoName,
+            Rule::Selector(selector::SelectorRule::DuplicateExpression),
+            Rule::Range(RangeError::Syntax(String::new())),
+            Rule::EchoOverIpv6 {
+                advertisement: String::new(),
+                pool: String::new(),
+                peer: String::new(),
+                profile: String::new(),
+            },
+        ];
+        for rule in rules {
+            let name = rule.name();
+            assert!(name.starts_with(|c: char| c.is_ascii_uppercase()), "{name}");
+            assert!(name.bytes().all(|b| b.is_ascii_alphanumeric()), "{name}");
+        }
+    }
+
+    #[test]
+    fn lists_are_cut_off() {
+        let names = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(list(&names, 2), "a, b");
+        assert_eq!(list(&names, 5), "a, b and 3 more");
+        assert_eq!((service_count(1), service_count(2)), ("1 Service".into(), "2 Services".into()));
+    }
 }

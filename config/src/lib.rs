@@ -26,7 +26,7 @@ use std::{
 
 use ipnet::IpNet;
 
-pub use admission::{Candidate, Operation, admit};
+pub use admission::{Candidate, Existing, Operation, admit};
 pub use advertisement::{BgpAdvertisement, InterfaceMatch, L2Advertisement};
 pub use bfd_profile::BfdProfile;
 pub use community::{Community, NotACommunity};
@@ -84,6 +84,8 @@ pub struct Resources {
     pub node_addresses: BTreeMap<NodeName, BTreeSet<NodeAddress>>,
     /// The ranges of every ServiceCIDR, by its name; empty where the API server does not tell.
     pub service_ranges: BTreeMap<String, Vec<IpNet>>,
+    /// Objects that are there but have not the form of their kind, with what is wrong about it.
+    pub unreadable: BTreeMap<ObjectRef, String>,
 }
 
 /// An address that a Node is reached at.

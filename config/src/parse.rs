@@ -127,10 +127,16 @@ impl<'a> Parser<'a> {
             };
             self.config.bfd_profiles.extend(parsed.map(|profile| (name.to_owned(), profile)));
         }
+        for name in self.unreadable(BFD_PROFILE) {
+            let kept = self.last.bfd_profiles.get(name).cloned();
+            self.config.bfd_profiles.extend(kept.map(|profile| (name.to_owned(), profile)));
+        }
     }
 
     fn communities(&mut self) {
         let resources = self.resources;
+        // Which names it defined is not known, but what uses them keeps its last good form.
+        self.unreadable(COMMUNITY);
         let mut owners: BTreeMap<&str, &str> = BTreeMap::new();
         for (name, object) in self.by_age(COMMUNITY, &resources.communities, |c| &c.metadata) {
             for (i, alias) in object.spec.communities.iter().enumerate() {
@@ -161,6 +167,11 @@ impl<'a> Parser<'a> {
         let (mut settled, mut open) = (Vec::new(), Vec::new());
         let (resources, last) = (self.resources, self.last);
         let mut names = BTreeSet::new();
+        let kept = |name: &str| {
+            let spec = last.sources.pools.get(name)?;
+            let pool = pool::parse(name, spec, &resources.namespaces).ok()?;
+            Some((pool, Arc::clone(spec)))
+        };
         for (name, object) in self.by_age(POOL, &resources.pools, |p| &p.metadata) {
             if name.is_empty() {
                 self.error(POOL, name, Fault::new("metadata.name", Rule::NoName));
@@ -170,78 +181,86 @@ impl<'a> Parser<'a> {
                 self.error(POOL, name, Fault::new("metadata.name", Rule::NameTaken));
                 continue;
             }
-            let kept = || {
-                let spec = last.sources.pools.get(name)?;
-                let pool = pool::parse(name, spec, &resources.namespaces).ok()?;
-                Some((pool, Arc::clone(spec)))
-            };
             match pool::parse(name, &object.spec, &resources.namespaces) {
                 Ok(pool) => {
                     let spec = Arc::new(object.spec.clone());
                     if last.pools.get(name).is_some_and(|last| last.ranges == pool.ranges) {
                         settled.push((pool, spec));
                     } else {
-                        open.push(Contender { name, pool, spec, kept: kept() });
+                        open.push(Contender { name, pool, spec, kept: kept(name) });
                     }
                 }
                 Err(faults) => {
                     self.errors(POOL, name, faults);
-                    settled.extend(kept());
+                    settled.extend(kept(name));
                 }
             }
         }
+        settled.extend(self.unreadable(POOL).into_iter().filter_map(kept));
         self.settle_pools(settled, open);
     }
 
     /// Lets the contenders have what is free, the older first. One that cannot have it goes back
-    /// to its last form, which may be in the way of those that came before it: then all begin
-    /// again.
+    /// to its last form, and those before it that are in the way of that do as well. The last
+    /// forms of all are not in each other's way, so this ends.
     fn settle_pools(
         &mut self,
         mut settled: Vec<(Pool, Arc<crds::IPAddressPoolSpec>)>,
-        mut open: Vec<Contender<'a>>,
+        open: Vec<Contender<'a>>,
     ) {
-        loop {
-            let mut claims = Claims::default();
-            for (pool, _) in &settled {
-                claims.add(&pool.name, &pool.ranges);
-            }
-            let mut refused = BTreeMap::new();
-            let mut goes_back = None;
-            for (i, contender) in open.iter().enumerate() {
-                let faults = claims.faults(&contender.pool.ranges);
-                if faults.is_empty() {
-                    claims.add(contender.name, &contender.pool.ranges);
-                } else if contender.kept.is_some() {
-                    goes_back = Some((i, faults));
-                    break;
-                } else {
-                    refused.insert(i, faults);
-                }
-            }
-            if let Some((i, faults)) = goes_back {
-                let contender = open.remove(i);
-                self.errors(POOL, contender.name, faults);
-                settled.extend(contender.kept);
+        let mut claims = Claims::default();
+        for (pool, _) in &settled {
+            claims.add(&pool.name, &pool.ranges);
+        }
+        let mut standing: BTreeMap<String, Contender<'a>> = BTreeMap::new();
+        let mut refused = Vec::new();
+        for contender in open {
+            let faults = claims.faults(&contender.pool.ranges);
+            if faults.is_empty() {
+                claims.add(contender.name, &contender.pool.ranges);
+                standing.insert(contender.name.to_owned(), contender);
                 continue;
             }
-            for (i, contender) in open.into_iter().enumerate() {
-                match refused.remove(&i) {
-                    Some(faults) => self.errors(POOL, contender.name, faults),
-                    None => settled.push((contender.pool, contender.spec)),
+            let mut back = vec![(contender, faults)];
+            while let Some((contender, faults)) = back.pop() {
+                let Some((pool, spec)) = contender.kept else {
+                    refused.push(contender);
+                    continue;
+                };
+                self.errors(POOL, contender.name, faults);
+                let in_the_way = claims.owners(&pool.ranges);
+                let in_the_way = in_the_way.iter().filter_map(|name| standing.remove(name));
+                let in_the_way: Vec<_> = in_the_way.collect();
+                for other in &in_the_way {
+                    claims.remove(&other.pool.ranges);
                 }
+                claims.add(&pool.name, &pool.ranges);
+                settled.push((pool, spec));
+                back.extend(in_the_way.into_iter().map(|other| {
+                    let faults = claims.faults(&other.pool.ranges);
+                    (other, faults)
+                }));
             }
-            break;
+        }
+        settled.extend(standing.into_values().map(|contender| (contender.pool, contender.spec)));
+        // Some of what stood against these has gone back meanwhile.
+        for contender in refused {
+            let faults = claims.faults(&contender.pool.ranges);
+            if faults.is_empty() {
+                claims.add(contender.name, &contender.pool.ranges);
+                settled.push((contender.pool, contender.spec));
+            } else {
+                self.errors(POOL, contender.name, faults);
+            }
         }
         for (pool, spec) in settled {
             self.config.sources.pools.insert(pool.name.to_string(), spec);
             self.config.pools.insert(pool.name.clone(), pool);
         }
-        self.config.left_out_pools = self
-            .resources
-            .pools
-            .iter()
-            .filter_map(|pool| pool.metadata.name.as_deref())
+        let readable = self.resources.pools.iter().filter_map(|pool| pool.metadata.name.as_deref());
+        let unreadable = self.resources.unreadable.keys().filter(|object| object.kind == POOL);
+        self.config.left_out_pools = readable
+            .chain(unreadable.map(|object| object.name.as_str()))
             .filter(|name| !self.config.pools.contains_key(*name))
             .map(PoolName::from)
             .collect();
@@ -260,6 +279,11 @@ impl<'a> Parser<'a> {
             missing: self.missing,
         };
         let with_last = References { last: Some(last), ..references };
+        let kept = |parser: &Self, name: &str| {
+            let spec = last.sources.peers.get(name)?;
+            let peer = peer::parse(name, spec, &with_last).ok()?;
+            Some((parser.only_session(peer).ok()?, Arc::clone(spec)))
+        };
         for (name, object) in peers {
             if self.config.peers.contains_key(name) {
                 self.error(BGP_PEER, name, Fault::new("metadata.name", Rule::NameTaken));
@@ -272,13 +296,15 @@ impl<'a> Parser<'a> {
                 Ok(form) => Some(form),
                 Err(faults) => {
                     self.errors(BGP_PEER, name, faults);
-                    last.sources.peers.get(name).and_then(|spec| {
-                        let peer = peer::parse(name, spec, &with_last).ok()?;
-                        Some((self.only_session(peer).ok()?, Arc::clone(spec)))
-                    })
+                    kept(self, name)
                 }
             };
             if let Some((peer, spec)) = form {
+                self.add_peer(peer, spec);
+            }
+        }
+        for name in self.unreadable(BGP_PEER) {
+            if let Some((peer, spec)) = kept(self, name) {
                 self.add_peer(peer, spec);
             }
         }
@@ -324,21 +350,24 @@ impl<'a> Parser<'a> {
     fn l2_advertisements(&mut self) {
         let (resources, last) = (self.resources, self.last);
         let labels = pool_labels(resources);
-        let mut objects =
-            self.by_age(L2_ADVERTISEMENT, &resources.l2_advertisements, |a| &a.metadata);
+        let objects = self.by_age(L2_ADVERTISEMENT, &resources.l2_advertisements, |a| &a.metadata);
+        let unreadable = self.unreadable(L2_ADVERTISEMENT).into_iter().map(|name| (name, None));
+        let objects = objects.into_iter().map(|(name, object)| (name, Some(&object.spec)));
+        let mut objects: Vec<_> = objects.chain(unreadable).collect();
         objects.sort_by_key(|&(name, _)| name);
-        for (name, object) in objects {
-            let form = match advertisement::parse_l2(name, &object.spec, &resources.nodes) {
-                Ok(form) => Some((form, Arc::new(object.spec.clone()))),
-                Err(faults) => {
-                    self.errors(L2_ADVERTISEMENT, name, faults);
-                    last.sources.l2_advertisements.get(name).and_then(|spec| {
-                        let form = advertisement::parse_l2(name, spec, &resources.nodes).ok()?;
-                        Some((form, Arc::clone(spec)))
-                    })
+        for (name, spec) in objects {
+            let parse = |spec| advertisement::parse_l2(name, spec, &resources.nodes);
+            let form = match spec.map(|spec| (parse(spec), spec)) {
+                Some((Ok(form), spec)) => Some((form, Arc::new(spec.clone()))),
+                wrong => {
+                    let faults = wrong.and_then(|(form, _)| form.err());
+                    self.errors(L2_ADVERTISEMENT, name, faults.unwrap_or_default());
+                    let kept = last.sources.l2_advertisements.get(name);
+                    kept.and_then(|spec| Some((parse(spec).ok()?, Arc::clone(spec))))
                 }
             };
             let Some(((advertisement, selection), spec)) = form else { continue };
+            let advertisement = Arc::new(advertisement);
             for pool in selected(&mut self.config.pools, &selection, &labels) {
                 advertisement::attach_l2(&mut pool.l2_advertisements, &advertisement);
             }
@@ -357,14 +386,16 @@ impl<'a> Parser<'a> {
         let aliases = self.config.sources.aliases.clone();
         let mut known = last.sources.aliases.clone();
         known.extend(aliases.iter().map(|(name, community)| (name.clone(), *community)));
-        for (name, object) in objects {
+        let unreadable = self.unreadable(BGP_ADVERTISEMENT).into_iter().map(|name| (name, None));
+        let objects = objects.into_iter().map(|(name, object)| (name, Some(&object.spec)));
+        for (name, spec) in objects.chain(unreadable) {
             let parse = |spec, aliases| {
                 advertisement::parse_bgp(name, spec, &resources.nodes, aliases, self.missing)
             };
-            let form = parse(&object.spec, &aliases);
+            let form = spec.map_or(Err(Vec::new()), |spec| Ok((parse(spec, &aliases)?, spec)));
             let kept = last.sources.bgp_advertisements.get(name);
             let kept = kept.and_then(|spec| Some((parse(spec, &known).ok()?, spec)));
-            self.attach_bgp(name, form, &object.spec, kept, &labels);
+            self.attach_bgp(name, form, kept, &labels);
         }
         // Names that are gone stay known to the advertisements that keep their last good form.
         let Sources { bgp_advertisements, aliases, .. } = &mut self.config.sources;
@@ -384,35 +415,29 @@ impl<'a> Parser<'a> {
     fn attach_bgp(
         &mut self,
         name: &str,
-        form: Result<(BgpAdvertisement, PoolSelection), Vec<Fault>>,
-        spec: &crds::BGPAdvertisementSpec,
+        form: Result<((BgpAdvertisement, PoolSelection), &crds::BGPAdvertisementSpec), Vec<Fault>>,
         kept: Option<((BgpAdvertisement, PoolSelection), &Arc<crds::BGPAdvertisementSpec>)>,
         labels: &BTreeMap<&str, &Labels>,
     ) {
         let mut refused_pools = BTreeMap::new();
         let form = match form {
-            Ok(form) => {
+            Ok((form, spec)) => {
                 refused_pools = self.refused_pools(&form, labels);
                 let faults = refused_pools.values().flatten().cloned().collect();
                 self.errors(BGP_ADVERTISEMENT, name, faults);
-                Some(form)
+                Some((form, spec))
             }
             Err(faults) => {
                 self.errors(BGP_ADVERTISEMENT, name, faults);
                 None
             }
         };
-        let good = if let Some(form) = &form
+        let mut source = kept.as_ref().map(|(_, spec)| Arc::clone(spec));
+        let (advertisement, selection) = if let Some((form, spec)) = &form
             && refused_pools.is_empty()
         {
-            Some((form.clone(), Arc::new(spec.clone())))
-        } else {
-            None
-        };
-        let mut source = kept.as_ref().map(|(_, spec)| Arc::clone(spec));
-        let (advertisement, selection) = if let Some((form, spec)) = good {
-            source = Some(spec);
-            form
+            source = Some(Arc::new((*spec).clone()));
+            form.clone()
         } else {
             let kept = kept.map(|(kept, _)| (self.refused_pools(&kept, labels), kept));
             match (form, kept) {
@@ -420,7 +445,7 @@ impl<'a> Parser<'a> {
                     refused_pools = refused;
                     kept
                 }
-                (Some(form), _) => form,
+                (Some((form, _)), _) => form,
                 (None, Some((refused, kept))) => {
                     refused_pools = refused;
                     kept
@@ -428,9 +453,10 @@ impl<'a> Parser<'a> {
                 (None, None) => return,
             }
         };
+        let advertisement = Arc::new(advertisement);
         for pool in selected(&mut self.config.pools, &selection, labels) {
             if !refused_pools.contains_key(&pool.name) {
-                pool.bgp_advertisements.push(advertisement.clone());
+                pool.bgp_advertisements.push(Arc::clone(&advertisement));
             }
         }
         let source = source.map(|spec| (name.to_owned(), spec));
@@ -484,6 +510,20 @@ impl<'a> Parser<'a> {
             .collect();
         objects.sort_by_key(|&(age, _)| age);
         objects.into_iter().map(|((.., name), object)| (name, object)).collect()
+    }
+
+    /// Reports the objects of a kind that cannot be read, and names them.
+    fn unreadable(&mut self, kind: &'static str) -> Vec<&'a str> {
+        let unreadable = self.resources.unreadable.iter();
+        let of_kind: Vec<_> = unreadable.filter(|(object, _)| object.kind == kind).collect();
+        for (object, message) in &of_kind {
+            self.error(
+                kind,
+                &object.name,
+                Fault::new("spec", Rule::Unreadable(message.to_string())),
+            );
+        }
+        of_kind.into_iter().map(|(object, _)| object.name.as_str()).collect()
     }
 
     fn errors(&mut self, kind: &'static str, name: &str, faults: Vec<Fault>) {
@@ -691,6 +731,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_back_goes_to_who_was_refused_for_it() {
+        let last = good(&resources(&[
+            created(pool("a", &["192.0.2.0/26"]), 1),
+            created(pool("c", &["192.0.2.64/26"]), 3),
+            created(pool("d", &["192.0.2.192/26"]), 4),
+        ]));
+        // c cannot move to d's place, so a cannot have that of c, so b can have the rest.
+        let (config, errors) = Config::parse(
+            &resources(&[
+                created(pool("a", &["192.0.2.100-192.0.2.191"]), 1),
+                created(pool("b", &["192.0.2.128/26"]), 2),
+                created(pool("c", &["192.0.2.192/26"]), 3),
+                created(pool("d", &["192.0.2.192/26"]), 4),
+            ]),
+            Some(&last),
+        );
+        assert_eq!(
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            [
+                "IPAddressPool \"a\": spec.addresses[0]: 192.0.2.100-192.0.2.191 overlaps with \
+                 192.0.2.64/26, which is already in pool \"c\"",
+                "IPAddressPool \"c\": spec.addresses[0]: 192.0.2.192/26 overlaps with \
+                 192.0.2.192/26, which is already in pool \"d\"",
+            ]
+        );
+        let mut expected = ranges(&last);
+        expected.insert(1, ("b".to_owned(), vec!["192.0.2.128/26".to_owned()]));
+        assert_eq!(ranges(&config), expected);
+    }
+
+    #[test]
     fn advertisements_reach_the_pools_they_select_once() {
         let mut labelled = pool("b", &["198.51.100.0/24"]);
         labelled["metadata"]["labels"] = json!({ "tier": "front" });
@@ -734,6 +805,43 @@ mod tests {
         assert_eq!(errors[0].field(), "spec.communities[0]");
         // Not only once, and still reported.
         assert_eq!(Config::parse(&without, Some(&config)), (config, errors));
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_read_keeps_its_last_good_form() {
+        let objects = [
+            ("IPAddressPool", pool("a", &["192.0.2.0/24"])),
+            ("L2Advertisement", l2("l", json!({ "interfaces": ["eth0"] }))),
+            ("BGPAdvertisement", bgp("b", json!({ "communities": ["x"] }))),
+            ("BGPPeer", peer("router", json!({ "bfdProfile": "fast" }))),
+            ("BFDProfile", object("BFDProfile", "fast", json!({}))),
+            (
+                "Community",
+                object(
+                    "Community",
+                    "c",
+                    json!({ "communities": [{ "name": "x", "value": "1:1" }] }),
+                ),
+            ),
+        ];
+        let all = resources(&objects.clone().map(|(_, object)| object));
+        let last = good(&all);
+        for (index, (kind, lost)) in objects.iter().enumerate() {
+            let mut rest = objects.to_vec();
+            rest.remove(index);
+            let rest: Vec<Value> = rest.into_iter().map(|(_, object)| object).collect();
+            let mut resources = resources(&rest);
+            let name = lost["metadata"]["name"].as_str().unwrap();
+            let lost = ObjectRef { kind, name: name.to_owned() };
+            resources.unreadable.insert(lost.clone(), "spec.x is 7".to_owned());
+            let (config, errors) = Config::parse(&resources, Some(&last));
+            assert_eq!(config, last, "{kind}");
+            let error = errors.iter().find(|error| error.object() == lost).unwrap();
+            assert_eq!(error.rule(), &Rule::Unreadable("spec.x is 7".to_owned()));
+            // Without a last form it is left out.
+            let (config, _) = Config::parse(&resources, None);
+            assert_eq!(config.left_out_pools.contains("a"), *kind == POOL, "{kind}");
+        }
     }
 
     #[test]
@@ -816,9 +924,10 @@ mod tests {
         assert_eq!(bgp_names(&config, "small"), Vec::<String>::new());
         assert_eq!(
             errors.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            ["BGPAdvertisement \"all\": spec.aggregationLength: 24 is shorter than the prefix \
-              length 26 of 198.51.100.0/26 in pool \"small\", so that addresses outside of the \
-              pool would be announced; use 26 or more"]
+            ["BGPAdvertisement \"all\": spec.aggregationLength: the aggregation length 24 of \
+              BGPAdvertisement \"all\" is shorter than the prefix length 26 of 198.51.100.0/26 in \
+              pool \"small\", so that addresses outside of the pool would be announced; use 26 \
+              or more"]
         );
     }
 
@@ -888,9 +997,10 @@ mod tests {
         );
         assert_eq!(
             errors(&objects(&["2001:db8::/64"], json!([])), None),
-            ["BGPAdvertisement \"all\": spec.peers: pool \"p\" has IPv6 addresses and BFDProfile \
-              \"echo\" of BGPPeer \"router\" has echoMode, which is for IPv4 only; turn echoMode \
-              off, or leave the peer or the pool out"]
+            ["BGPAdvertisement \"all\": spec.peers: pool \"p\", which BGPAdvertisement \"all\" \
+              announces to BGPPeer \"router\", has IPv6 addresses, and BFDProfile \"echo\" of that \
+              peer has echoMode, which is for IPv4 only; turn echoMode off, or leave the peer or \
+              the pool out of the advertisement"]
         );
     }
 

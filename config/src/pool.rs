@@ -5,6 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     str::FromStr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -35,8 +36,9 @@ pub struct Pool {
     /// Addresses of this pool that one namespace may hold; `None`: any number.
     pub max_addresses_per_namespace: Option<u32>,
     pub removal_policy: RemovalPolicy,
-    pub l2_advertisements: Vec<L2Advertisement>,
-    pub bgp_advertisements: Vec<BgpAdvertisement>,
+    /// Shared with the other pools that they select.
+    pub l2_advertisements: Vec<Arc<L2Advertisement>>,
+    pub bgp_advertisements: Vec<Arc<BgpAdvertisement>>,
 }
 
 /// First and last address, both included, of one family, `first <= last`.
@@ -226,6 +228,25 @@ impl Claims {
 
     pub fn add(&mut self, pool: &str, ranges: &[AddressRange]) {
         self.0.extend(ranges.iter().map(|range| (range.first, (range.last, pool.to_owned()))));
+    }
+
+    /// Takes away what was [added](Self::add).
+    pub fn remove(&mut self, ranges: &[AddressRange]) {
+        for range in ranges {
+            self.0.remove(&range.first);
+        }
+    }
+
+    /// The pools that claim some of these ranges.
+    pub fn owners(&self, ranges: &[AddressRange]) -> BTreeSet<String> {
+        let mut owners = BTreeSet::new();
+        for range in ranges {
+            let before = self.conflict(&AddressRange { first: range.first, last: range.first });
+            owners.extend(before.map(|(_, pool)| pool.to_owned()));
+            let within = self.0.range(range.first..=range.last);
+            owners.extend(within.map(|(_, (_, pool))| pool.clone()));
+        }
+        owners
     }
 }
 

@@ -62,6 +62,21 @@ pub enum SelectorRule {
     DuplicateExpression,
 }
 
+impl SelectorRule {
+    /// See [`Rule::name`].
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Operator(_) => "SelectorOperator",
+            Self::NoValues(_) => "SelectorWithoutValues",
+            Self::Values(_) => "SelectorWithValues",
+            Self::Key(_) => "LabelKey",
+            Self::Value(_) => "LabelValue",
+            Self::DuplicateValue(_) => "DuplicateValue",
+            Self::DuplicateExpression => "DuplicateExpression",
+        }
+    }
+}
+
 impl Selector {
     /// # Errors
     /// The first rule that the selector breaks, if any.
@@ -108,7 +123,7 @@ pub(crate) fn parse_list(
     faults: &mut Vec<Fault>,
 ) -> Vec<Selector> {
     let mut parsed = Vec::with_capacity(selectors.len());
-    let mut seen: Vec<LabelSelector> = Vec::with_capacity(selectors.len());
+    let mut seen = BTreeSet::new();
     for (i, selector) in selectors.iter().enumerate() {
         let field = format!("{field}[{i}]");
         match Selector::parse(selector) {
@@ -117,11 +132,9 @@ pub(crate) fn parse_list(
         }
         // As written, but for the order of values: two different ways to say the same are no
         // fault.
-        let selector = with_sorted_values(selector);
-        if seen.contains(&selector) {
+        if !seen.insert(with_sorted_values(selector)) {
             faults.push(Fault::new(field, Rule::DuplicateSelector));
         }
-        seen.push(selector);
     }
     parsed
 }
@@ -200,12 +213,13 @@ fn is_framed(text: &str, inner: impl Fn(u8) -> bool) -> bool {
         && bytes.iter().all(|&b| b.is_ascii_alphanumeric() || inner(b))
 }
 
-fn with_sorted_values(selector: &LabelSelector) -> LabelSelector {
+/// A selector as a text that two of them share when they differ in the order of values only.
+fn with_sorted_values(selector: &LabelSelector) -> String {
     let mut selector = selector.clone();
     for expression in selector.match_expressions.iter_mut().flatten() {
         expression.values.iter_mut().for_each(|values| values.sort());
     }
-    selector
+    serde_json::json!(selector).to_string()
 }
 
 #[cfg(test)]

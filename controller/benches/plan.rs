@@ -1,4 +1,5 @@
-//! How long the pure part takes: `cargo bench -p controller`. Prints a table, asserts nothing.
+//! How long the pure part takes: `cargo bench --package controller --bench plan`. Prints a table,
+//! and writes it as JSON to the file that `BERTH_BENCH_FILE` names. Asserts nothing.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
@@ -10,78 +11,162 @@ use std::{
 
 use config::{AddressRange, Config, Pool};
 use controller::{
-    plan::{Outcome, plan},
+    plan::{Plan, plan},
     service::{Service, ServiceKey},
 };
 use k8s_openapi::api::core::v1;
 use serde_json::{Value, json};
 
-const RUNS: usize = 7;
+/// Of a whole plan.
+const RUNS: usize = 21;
+/// Of one event.
+const EVENTS: usize = 2001;
+const SLASH_16: usize = 1 << 16;
+const WAITING: usize = 5000;
 
 fn main() {
-    println!("{:<58} {:>12} {:>14}", "", "whole", "per Service");
-    let mut rows = Vec::new();
-    for count in [10_000, 100_000] {
-        let one = config(1, 8);
-        let hundred = config(100, 16);
-        rows.push(row(&format!("{count} Services, one /8"), &one, &services(count)));
-        rows.push(row(&format!("{count} Services, 100 pools of /16"), &hundred, &services(count)));
-        let held = held(&one, services(count));
-        rows.push(row(&format!("{count} Services that hold their addresses"), &one, &held));
-    }
-    let enough = config(100, 25);
-    rows.push(row("10000 Services, 100 pools of /25 (just enough)", &enough, &services(10_000)));
-    let few = config(1, 16);
-    rows.push(row("70000 Services, one /16 (5000 too many)", &few, &services(70_000)));
-    one_more();
+    println!(
+        "{:<52} {:>6} {:>6} {:>9} {:>9} {:>9} {:>9}",
+        "", "unit", "runs", "min", "median", "max", "goal"
+    );
+    let mut table = Table::default();
+    whole_plans(&mut table);
+    one_more(&mut table);
+    full_pool(&mut table);
+    filling(&mut table);
     if let Ok(file) = std::env::var("BERTH_BENCH_FILE") {
-        std::fs::write(file, serde_json::to_string_pretty(&rows).unwrap()).unwrap();
+        std::fs::write(file, serde_json::to_string_pretty(&table.rows).unwrap()).unwrap();
     }
 }
 
-/// Prints a row, and gives it in the form that `make bench` keeps.
-fn row(what: &str, config: &Config, services: &BTreeMap<ServiceKey, Service>) -> Value {
-    let mut times: Vec<Duration> = (0..RUNS)
-        .map(|_| {
-            let start = Instant::now();
-            std::hint::black_box(plan(config, services));
-            start.elapsed()
+fn whole_plans(table: &mut Table) {
+    let one = config(1, 16);
+    let hundred = config(100, 20);
+    let rows: [(&str, &Config, usize, Option<f64>); 4] = [
+        ("plan of 10,000 Services, one /16", &one, 10_000, Some(15.0)),
+        ("plan of 10,000 Services, 100 pools", &hundred, 10_000, Some(15.0)),
+        ("plan of 10,000 Services, 100 pools, just enough", &config(100, 25), 10_000, None),
+        ("plan of 100,000 Services, one /8", &config(1, 8), 100_000, Some(200.0)),
+    ];
+    for (what, config, count, goal) in rows {
+        let services = services(count);
+        let times = (0..RUNS).map(|_| time(|| plan(config, &services, Instant::now())));
+        table.row(what, Unit::Milliseconds, times.collect(), goal);
+    }
+    let held = showing(&plan(&one, &services(10_000), Instant::now()), services(10_000));
+    let times = (0..RUNS).map(|_| time(|| plan(&one, &held, Instant::now())));
+    table.row("restart with 10,000 assigned", Unit::Milliseconds, times.collect(), None);
+}
+
+fn one_more(table: &mut Table) {
+    for (what, config) in [
+        ("one more allocation beside 10,000, one /16", config(1, 16)),
+        ("one more allocation beside 10,000, 100 pools", config(100, 20)),
+    ] {
+        let mut all = services(10_000);
+        let mut plan = plan(&config, &all, Instant::now());
+        let times = (0..EVENTS)
+            .map(|index| {
+                let time = add(&mut plan, &mut all, service(10_000 + index));
+                remove(&mut plan, &mut all, 10_000 + index);
+                time
+            })
+            .collect();
+        table.row(what, Unit::Microseconds, times, Some(20.0));
+    }
+}
+
+fn full_pool(table: &mut Table) {
+    let config = config(1, 16);
+    let mut all = services(SLASH_16 + WAITING);
+    let mut plan = plan(&config, &all, Instant::now());
+    let times = (0..EVENTS)
+        .map(|index| {
+            let index = SLASH_16 + WAITING + index;
+            let time = add(&mut plan, &mut all, service(index));
+            remove(&mut plan, &mut all, index);
+            time
         })
         .collect();
-    times.sort();
-    let median = times[RUNS / 2];
-    let each = median / u32::try_from(services.len()).unwrap();
-    println!("{what:<58} {median:>12.1?} {each:>14.1?}");
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    json!({
-        "name": what, "unit": "ms", "runs": RUNS, "min": ms(times[0]), "median": ms(median),
-        "max": ms(times[RUNS - 1]), "goal": null, "met": null,
-    })
+    let what = "one refused allocation, /16 full, 5,000 wait";
+    table.row(what, Unit::Microseconds, times, Some(10.0));
+    let times = (0..EVENTS).map(|index| remove(&mut plan, &mut all, index)).collect();
+    table.row("one address freed, one of 5,000 woken", Unit::Microseconds, times, None);
 }
 
-/// One allocation and one release more in a plan that lives on.
-fn one_more() {
-    for (what, prefix, count) in
-        [("one more of 10000", 8, 10_000), ("one refused, /16 full, 100 wait", 16, 65_636)]
-    {
-        let config = config(1, prefix);
-        let mut all = services(count);
-        let mut plan = plan(&config, &all);
-        let new = service(count);
-        let key = BTreeSet::from([new.key.clone()]);
-        let start = Instant::now();
-        for _ in 0..100 {
-            all.insert(new.key.clone(), new.clone());
-            plan.revise(&all, &key);
-            all.remove(&new.key);
-            plan.revise(&all, &key);
-        }
-        let each = start.elapsed() / 200;
-        println!("{what:<58} {:>12} {each:>14.1?}", "");
+/// One by one, as Services come.
+fn filling(table: &mut Table) {
+    let config = config(1, 16);
+    let mut all = BTreeMap::new();
+    let mut plan = plan(&config, &all, Instant::now());
+    let mut times: Vec<Duration> =
+        (0..SLASH_16).map(|index| add(&mut plan, &mut all, service(index))).collect();
+    let last = times.split_off(SLASH_16 - SLASH_16 / 10);
+    times.truncate(SLASH_16 / 10);
+    table.row("filling a /16: one of the first tenth", Unit::Microseconds, times, None);
+    table.row("filling a /16: one of the last tenth", Unit::Microseconds, last, None);
+}
+
+fn time<T>(work: impl FnOnce() -> T) -> Duration {
+    let start = Instant::now();
+    let result = std::hint::black_box(work());
+    let time = start.elapsed();
+    drop(result);
+    time
+}
+
+fn add(plan: &mut Plan, all: &mut BTreeMap<ServiceKey, Service>, new: Service) -> Duration {
+    let dirty = BTreeSet::from([new.key.clone()]);
+    all.insert(new.key.clone(), new);
+    time(|| plan.revise(all, &dirty, Instant::now()))
+}
+
+fn remove(plan: &mut Plan, all: &mut BTreeMap<ServiceKey, Service>, index: usize) -> Duration {
+    let key = service(index).key;
+    all.remove(&key);
+    let dirty = BTreeSet::from([key]);
+    time(|| plan.revise(all, &dirty, Instant::now()))
+}
+
+enum Unit {
+    Milliseconds,
+    Microseconds,
+}
+
+#[derive(Default)]
+struct Table {
+    rows: Vec<Value>,
+}
+
+impl Table {
+    /// Prints a row and keeps it. A goal is for the median.
+    fn row(&mut self, what: &str, unit: Unit, mut times: Vec<Duration>, goal: Option<f64>) {
+        times.sort();
+        let (name, factor) = match unit {
+            Unit::Milliseconds => ("ms", 1e3),
+            Unit::Microseconds => ("us", 1e6),
+        };
+        let runs = times.len();
+        let [min, median, max] =
+            [0, runs / 2, runs - 1].map(|index| times[index].as_secs_f64() * factor);
+        let met = goal.map(|goal| median <= goal);
+        let shown = goal.map(|goal| format!("{goal:.0}")).unwrap_or_default();
+        let verdict = match met {
+            Some(true) => "met",
+            Some(false) => "NOT MET",
+            None => "",
+        };
+        println!(
+            "{what:<52} {name:>6} {runs:>6} {min:>9.3} {median:>9.3} {max:>9.3} {shown:>9} {verdict}"
+        );
+        self.rows.push(json!({
+            "name": what, "unit": name, "runs": runs, "min": min, "median": median, "max": max,
+            "goal": goal, "met": met,
+        }));
     }
 }
 
-/// `count` pools, one below the other in 10.0.0.0/8 and 11.0.0.0/8.
+/// `count` pools, one below the other from 10.0.0.0 on.
 fn config(count: u32, prefix: u32) -> Config {
     let size = 1_u32 << (32 - prefix);
     let pools = (0..count).map(|index| {
@@ -114,15 +199,16 @@ fn service(index: usize) -> Service {
     Service::new(&object, None).unwrap()
 }
 
-fn held(
-    config: &Config,
+/// The Services once all of the plan is written.
+fn showing(
+    plan: &Plan,
     mut services: BTreeMap<ServiceKey, Service>,
 ) -> BTreeMap<ServiceKey, Service> {
-    let plan = plan(config, &services);
     for (key, decision) in plan.decisions() {
-        if let Outcome::Assigned(held) = &decision.outcome {
-            let service = services.get_mut(key).unwrap();
-            service.seen.addresses = held.addresses.clone();
+        if let Some(held) = decision.outcome.assignment() {
+            let seen = &mut services.get_mut(key).unwrap().seen;
+            seen.addresses = held.addresses().to_vec();
+            seen.pool = Some(held.pool_annotation());
         }
     }
     services

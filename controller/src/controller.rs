@@ -3,48 +3,48 @@
 //! A value with three verbs, [`Controller::handle`], [`Controller::handle_timeout`] and
 //! [`Controller::poll_timeout`]; one exists at run time. It knows no API server: the shell (or a
 //! simulator) brings events and performs actions, and reports every write with `WriteDone` (or
-//! `PoolStatusDone`, `ConfigurationStateDone`) exactly once.
+//! `StatusDone`, `ConfigurationStateDone`) exactly once.
 //!
-//! Nothing is decided before [`Event::Synced`] and the first [`Event::ResourcesChanged`]: an
-//! address may be held by a Service that has not been listed yet.
+//! Nothing is decided before [`Event::Synced`] and the first [`Event::ResourcesChanged`] (an
+//! address may be held by a Service that has not been listed yet), and nothing by a standby, which
+//! only keeps what it is told: a replica decides from [`Event::Leading`] to [`Event::StandBy`].
+
+mod hands;
+mod state;
+mod statuses;
+mod writes;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use config::{Config, ConfigError, Pool, PoolName, Resources};
-use kube::ResourceExt as _;
+use config::{
+    Candidate, Config, ConfigError, Existing, ObjectRef, Operation, Pool, Resources, admit,
+};
+use crds::ConfigurationStateStatus;
 use serde_json::Value;
 
-use crate::{
-    allocator::Counters,
-    plan::{Decision, Plan, Refusal},
-    service::{Rank, Role, SeenStatus, Service, ServiceKey},
-    status::{self, Notice, NoticeKind, Regarding},
+pub use self::writes::MAX_WRITES;
+use self::{
+    state::StateWrite,
+    statuses::Statuses,
+    writes::{Turn, Writes},
 };
-
-/// Service writes in flight at once. More gain nothing against a real API server.
-pub const MAX_WRITES: usize = 16;
-/// Pool status writes in flight at once: they must not crowd out Services.
-const MAX_POOL_WRITES: usize = 4;
-/// A failed write is tried again after this, doubled up to the limit, plus up to half at random.
-const FIRST_RETRY: Duration = Duration::from_millis(200);
-const LAST_RETRY: Duration = Duration::from_secs(30);
-/// After `MAX_WRITES` failures in a row there is one attempt each so long, whoever's turn it is.
-const PROBE_INTERVAL: Duration = Duration::from_millis(500);
-/// Counters of pools are written so long after a change, to take its successors along, ...
-const POOL_STATUS_DELAY: Duration = Duration::from_millis(100);
-/// ... and not more often than this.
-const POOL_STATUS_INTERVAL: Duration = Duration::from_secs(1);
+use crate::{
+    plan::{Decision, Plan, Refusal},
+    service::{Rank, Role, Service, ServiceKey},
+    status::{self, Notice, NoticeKind, Regarding, StateSummary},
+};
 
 /// What a controller is told at its start.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// Where the custom resources live.
     pub namespace: String,
-    /// Seed of the jitter between retries.
+    /// Seed of the jitter between retries, and of pools that give out addresses at random.
     pub seed: u64,
 }
 
@@ -56,17 +56,27 @@ pub enum Event {
     ServiceApplied(Box<Service>),
     ServiceDeleted(ServiceKey),
     /// Everything that the configuration is made from; whole.
-    ResourcesChanged(Box<Resources>),
+    ResourcesChanged(Arc<Resources>),
+    /// A custom resource of which nothing but its status changed.
+    ObjectStatusChanged(Candidate),
+    /// The status of the ConfigurationState [`status::CONFIGURATION_STATE`]; `None`: there is no
+    /// such object. It is not written before this was told for the first time.
+    ConfigurationStateSeen(Option<Box<ConfigurationStateStatus>>),
     /// The first list of every kind has been delivered. Comes once.
     Synced,
+    /// From now on this replica leads, and every Service that the API server had when it won has
+    /// been delivered.
+    Leading,
+    /// From now on it does not.
+    StandBy,
     /// How `Action::PatchService` ended.
     WriteDone {
         key: ServiceKey,
         result: WriteResult,
     },
-    /// How `Action::PatchPoolStatus` ended.
-    PoolStatusDone {
-        pool: PoolName,
+    /// How `Action::PatchStatus` ended.
+    StatusDone {
+        object: ObjectRef,
         result: WriteResult,
     },
     /// How `Action::PatchConfigurationState` ended.
@@ -84,17 +94,21 @@ pub enum WriteResult {
     Conflict,
     /// The object is gone, was made anew, or is no LoadBalancer any more.
     Gone,
-    /// Anything else, silence included: it may have been stored or not.
+    /// The API server refuses this write, or fails over it.
     Failed,
+    /// The API server is away or has too much to do, silence included: the write may have been
+    /// stored or not. The time before which it does not want to be asked again.
+    Unavailable { retry_after: Option<Duration> },
 }
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    /// Merge patch of `services/status`. The guards (uid, resourceVersion) are in the body.
+    /// Merge patch of `services/status`. The guards (uid, resourceVersion) are in the body; the
+    /// shell stamps the time of a condition that has none.
     PatchService { key: ServiceKey, body: Value },
-    /// Merge patch of `ipaddresspools/status`.
-    PatchPoolStatus { pool: PoolName, body: Value },
+    /// Merge patch of the status of a custom resource, likewise.
+    PatchStatus { object: ObjectRef, body: Value },
     /// `status` of the ConfigurationState [`status::CONFIGURATION_STATE`], made if absent.
     PatchConfigurationState { body: Value },
     /// To be logged and published; may be dropped when there are too many, is never retried.
@@ -105,12 +119,14 @@ pub enum Action {
 #[derive(Debug)]
 pub struct Controller {
     namespace: String,
-    random: u64,
     synced: bool,
+    leading: bool,
+    resources: Arc<Resources>,
     config: Option<Config>,
     errors: Vec<ConfigError>,
-    /// By kind and name: to point at the very object that an Event is about.
-    uids: BTreeMap<(&'static str, String), String>,
+    summary: StateSummary,
+    /// The errors that an Event was published for, or that the object shows.
+    told_errors: BTreeSet<String>,
     /// Ours, and those of other types that still show what they had from us.
     services: BTreeMap<ServiceKey, Service>,
     /// Which Services show an address in their status, whoever it belongs to by now.
@@ -121,7 +137,7 @@ pub struct Controller {
     /// The refusal that each Service was last told.
     told: BTreeMap<ServiceKey, Notice>,
     writes: Writes,
-    pools: PoolStatuses,
+    statuses: Statuses,
     state: StateWrite,
 }
 
@@ -129,18 +145,20 @@ impl Controller {
     pub fn new(settings: Settings) -> Self {
         Self {
             namespace: settings.namespace,
-            random: settings.seed,
             synced: false,
+            leading: false,
+            resources: Arc::default(),
             config: None,
             errors: Vec::new(),
-            uids: BTreeMap::new(),
+            summary: StateSummary::of(&[]),
+            told_errors: BTreeSet::new(),
             services: BTreeMap::new(),
             shown: BTreeMap::new(),
-            plan: Plan::default(),
+            plan: Plan::new(settings.seed),
             lost: BTreeMap::new(),
             told: BTreeMap::new(),
-            writes: Writes::default(),
-            pools: PoolStatuses::default(),
+            writes: Writes::new(settings.seed),
+            statuses: Statuses::default(),
             state: StateWrite::default(),
         }
     }
@@ -152,14 +170,24 @@ impl Controller {
             Event::ServiceApplied(service) => self.service_applied(*service, now, &mut actions),
             Event::ServiceDeleted(key) => self.service_deleted(&key, now, &mut actions),
             Event::ResourcesChanged(resources) => {
-                self.resources_changed(&resources, now, &mut actions);
+                self.resources_changed(resources, now, &mut actions);
             }
+            Event::ObjectStatusChanged(object) => {
+                self.statuses.status_seen(&object);
+                self.statuses.changed(now);
+            }
+            Event::ConfigurationStateSeen(status) => self.state.seen(status),
             Event::Synced => {
                 self.synced = true;
-                self.replan(now, &mut actions);
+                self.begin(now, &mut actions);
             }
+            Event::Leading => {
+                self.leading = true;
+                self.begin(now, &mut actions);
+            }
+            Event::StandBy => self.stand_by(),
             Event::WriteDone { key, result } => self.write_done(&key, result, now, &mut actions),
-            Event::PoolStatusDone { pool, result } => self.pools.done(&pool, &result, now),
+            Event::StatusDone { object, result } => self.statuses.done(&object, &result, now),
             Event::ConfigurationStateDone { result } => self.state.done(&result, now),
         }
         self.pump(now, &mut actions);
@@ -169,21 +197,36 @@ impl Controller {
     /// Does what is due at `now`; nothing when nothing is.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.decides() && self.plan.poll_timeout().is_some_and(|at| at <= now) {
+            let changed = self.plan.handle_timeout(&self.services, now);
+            self.replanned(changed, now, &mut actions);
+        }
         self.pump(now, &mut actions);
         actions
     }
 
     /// When to call [`Self::handle_timeout`] if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.writes.poll_timeout(), self.pools.poll_timeout(), self.state.poll_timeout()]
-            .into_iter()
-            .flatten()
-            .min()
+        if !self.decides() {
+            return None;
+        }
+        let timeouts = [
+            self.writes.poll_timeout(),
+            self.statuses.poll_timeout(),
+            self.state.poll_timeout(),
+            self.plan.poll_timeout(),
+        ];
+        timeouts.into_iter().flatten().min()
     }
 
-    /// Whether decisions are made: everything is listed and a configuration was read.
+    /// Whether everything is listed and a configuration was read: as leader it decides, as standby
+    /// it could at once.
     pub fn is_ready(&self) -> bool {
         self.synced && self.config.is_some()
+    }
+
+    pub fn is_leading(&self) -> bool {
+        self.leading
     }
 
     /// The configuration in force, once there is one.
@@ -196,12 +239,33 @@ impl Controller {
         &self.errors
     }
 
+    /// Whether `operation` may be done to `candidate`, judged by what is known here; see
+    /// [`config::admit`].
+    ///
+    /// # Errors
+    /// Every rule that the candidate breaks. Otherwise, what its author should know all the same.
+    pub fn admit(
+        &self,
+        operation: Operation,
+        candidate: &Candidate,
+    ) -> Result<Vec<String>, Vec<ConfigError>> {
+        let existing =
+            Existing { resources: &self.resources, held: &self.shown, namespace: &self.namespace };
+        admit(operation, candidate, &existing)
+    }
+
     pub fn decision(&self, key: &ServiceKey) -> Option<&Decision> {
         self.plan.decision(key)
     }
 
+    /// What the leader decided; empty on a standby.
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Whether [`Self::services`] has it.
+    pub fn knows(&self, key: &ServiceKey) -> bool {
+        self.services.contains_key(key)
     }
 
     /// The Services that are known here: ours, and those that still show what they had from us.
@@ -211,7 +275,35 @@ impl Controller {
 
     /// Services with a write that is on its way or waits for its turn.
     pub fn unwritten(&self) -> usize {
-        self.writes.in_flight.len() + self.writes.queued.len() + self.writes.retries.len()
+        self.writes.len()
+    }
+
+    /// Whether statuses are waiting for the API server, rather than for a failure to pass.
+    pub fn has_backlog(&self) -> bool {
+        self.writes.has_backlog()
+    }
+
+    fn decides(&self) -> bool {
+        self.is_ready() && self.leading
+    }
+
+    /// Decides for the first time, if it may: what statuses show is held, and nothing else.
+    fn begin(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        if self.decides() {
+            self.replan(now, actions);
+            self.tell_errors(actions);
+        }
+    }
+
+    fn stand_by(&mut self) {
+        self.leading = false;
+        self.plan = self.plan.restarted();
+        self.lost.clear();
+        self.told.clear();
+        self.told_errors.clear();
+        self.writes.stop();
+        self.statuses.stop();
+        self.state.stop();
     }
 
     fn service_applied(&mut self, service: Service, now: Instant, actions: &mut Vec<Action>) {
@@ -226,50 +318,95 @@ impl Controller {
         }
         let key = service.key.clone();
         self.writes.newer_seen(&key, &service.resource_version);
-        self.store(service);
-        if self.is_ready() {
-            self.writes.enqueue(key.clone(), Turn::Fresh);
+        let old = self.store(service);
+        if !self.decides() {
+            if let Some(old) = old {
+                self.note_cooling(&old.seen.addresses, now);
+            }
+            return;
+        }
+        self.writes.enqueue(key.clone(), Turn::Fresh);
+        let before = old.as_ref().map(|old| old.seen.clone()).unwrap_or_default();
+        if !old.is_some_and(|old| self.is_echo(old, &key)) {
+            self.adopt(&key, &before, now, actions);
             self.revise(&key, now, actions);
         }
     }
 
+    /// Whether `old` differs from the Service that took its place only in what we wrote to it:
+    /// then there is nothing to decide.
+    fn is_echo(&self, old: Service, key: &ServiceKey) -> bool {
+        let Some(new) = self.services.get(key) else { return false };
+        let wanted = self.plan.assignment(key).map_or(&[][..], |held| held.addresses());
+        let old = Service {
+            resource_version: new.resource_version.clone(),
+            seen: if new.seen.addresses == wanted { new.seen.clone() } else { old.seen },
+            ..old
+        };
+        old == *new
+    }
+
     fn service_deleted(&mut self, key: &ServiceKey, now: Instant, actions: &mut Vec<Action>) {
-        if self.unstore(key).is_none() {
-            return;
-        }
+        let Some(old) = self.unstore(key) else { return };
         self.writes.forget(key);
         self.lost.remove(key);
         self.told.remove(key);
-        if self.is_ready() {
+        if self.decides() {
             self.revise(key, now, actions);
+        } else {
+            self.note_cooling(&old.seen.addresses, now);
+        }
+    }
+
+    /// A standby sees that a Service does not show `addresses` any more: should it come to lead,
+    /// they are left alone as long as they would have been.
+    fn note_cooling(&mut self, addresses: &[IpAddr], now: Instant) {
+        let Some(config) = &self.config else { return };
+        let pools = || config.pools.values().filter(|pool| !pool.reuse_after.is_zero());
+        for address in addresses.iter().filter(|address| !self.shown.contains_key(address)) {
+            if let Some(pool) = pools().find(|pool| pool.contains(*address)) {
+                self.plan.note_cooling(*address, now + pool.reuse_after, now);
+            }
         }
     }
 
     fn resources_changed(
         &mut self,
-        resources: &Resources,
+        resources: Arc<Resources>,
         now: Instant,
         actions: &mut Vec<Action>,
     ) {
-        self.uids = uids(resources);
-        let (config, errors) = Config::parse(resources, self.config.as_ref());
-        for error in errors.iter().filter(|error| !self.errors.contains(error)) {
-            actions.push(self.config_error(error));
-        }
+        let (config, errors) = Config::parse(&resources, self.config.as_ref());
+        self.summary = StateSummary::of(&errors);
         self.errors = errors;
-        self.pools.seen(resources);
+        self.statuses.seen(&resources, &self.errors);
+        self.resources = resources;
         let same = self.config.as_ref().is_some_and(|old| same_pools(old, &config));
         self.config = Some(config);
-        if same {
-            self.pools.changed(now);
-        } else {
-            self.replan(now, actions);
+        if self.decides() {
+            if !same {
+                self.replan(now, actions);
+            }
+            self.statuses.changed(now);
+            self.tell_errors(actions);
         }
     }
 
-    fn config_error(&self, error: &ConfigError) -> Action {
+    /// Publishes the errors that are new, unless the object shows them: then somebody did.
+    fn tell_errors(&mut self, actions: &mut Vec<Action>) {
+        let mut told = BTreeSet::new();
+        for error in &self.errors {
+            let text = error.to_string();
+            if !self.told_errors.contains(&text) && !self.statuses.tells(error) {
+                actions.push(self.config_error(error, text.clone()));
+            }
+            told.insert(text);
+        }
+        self.told_errors = told;
+    }
+
+    fn config_error(&self, error: &ConfigError, note: String) -> Action {
         let object = error.object();
-        let uid = self.uids.get(&(object.kind, object.name.clone())).cloned();
         Action::PublishEvent {
             regarding: Regarding {
                 api_version: if object.kind == "BGPPeer" {
@@ -279,36 +416,42 @@ impl Controller {
                 },
                 kind: object.kind,
                 namespace: self.namespace.clone(),
-                name: object.name.clone(),
-                uid: uid.unwrap_or_default(),
+                uid: self.statuses.uid(&object),
+                name: object.name,
             },
-            notice: Notice {
-                kind: NoticeKind::Warning,
-                reason: "ConfigurationError",
-                note: error.to_string(),
-            },
+            notice: Notice { kind: NoticeKind::Warning, reason: "ConfigurationError", note },
         }
     }
 
     /// The whole plan anew.
     fn replan(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let Some(config) = self.config.as_ref().filter(|_| self.synced) else { return };
-        self.plan = self.plan.renew(config, &self.services);
+        let Some(config) = &self.config else { return };
+        self.plan = self.plan.renew(config, &self.services, now);
         let mut ranks: Vec<Rank> = self.services.values().map(Service::rank).collect();
         ranks.sort();
         for Rank { key, .. } in ranks {
             self.decided(&key, actions);
             self.writes.enqueue(key, Turn::Backlog);
         }
-        self.pools.changed(now);
+        self.statuses.changed(now);
     }
 
     /// The plan for one Service that changed, and for those that waited for what it leaves.
     fn revise(&mut self, key: &ServiceKey, now: Instant, actions: &mut Vec<Action>) {
-        for key in self.plan.revise(&self.services, &BTreeSet::from([key.clone()])) {
+        let changed = self.plan.revise(&self.services, &BTreeSet::from([key.clone()]), now);
+        self.replanned(changed, now, actions);
+    }
+
+    fn replanned(
+        &mut self,
+        changed: BTreeSet<ServiceKey>,
+        now: Instant,
+        actions: &mut Vec<Action>,
+    ) {
+        for key in changed {
             self.decided(&key, actions);
             self.writes.enqueue(key, Turn::Backlog);
-            self.pools.changed(now);
+            self.statuses.changed(now);
         }
     }
 
@@ -316,12 +459,13 @@ impl Controller {
         let Some(service) = self.services.get(key) else { return };
         let Some(decision) = self.plan.decision(key) else { return };
         if let Some(lost) = &decision.lost {
-            self.lost.insert(key.clone(), lost.clone());
+            self.lost.insert(key.clone(), (**lost).clone());
         }
         match status::refusal_notice(key, &decision.outcome) {
             Some(notice) => {
-                if self.told.get(key) != Some(&notice) {
-                    self.told.insert(key.clone(), notice.clone());
+                let shown = status::is_told(service, &decision.outcome);
+                if self.told.insert(key.clone(), notice.clone()).as_ref() != Some(&notice) && !shown
+                {
                     let regarding = Regarding::service(service);
                     actions.push(Action::PublishEvent { regarding, notice });
                 }
@@ -332,110 +476,26 @@ impl Controller {
         }
     }
 
-    fn write_done(
-        &mut self,
-        key: &ServiceKey,
-        result: WriteResult,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(write) = self.writes.in_flight.remove(key) else { return };
-        self.writes.unblock();
-        let version = self.services.get(key).map(|service| service.resource_version.clone());
-        // When a newer object has come in the meantime, it tells more than the answer does.
-        let current = version.as_ref() == Some(&write.resource_version);
-        match result {
-            WriteResult::Written { resource_version } => {
-                self.writes.succeeded(key);
-                if let Some(service) = self.services.get(key) {
-                    let lost = self.lost.remove(key);
-                    let before = &write.before;
-                    let notices =
-                        status::written_notices(service, before, &write.result, lost.as_ref());
-                    actions.extend(notices.into_iter().map(|notice| Action::PublishEvent {
-                        regarding: Regarding::service(service),
-                        notice,
-                    }));
-                }
-                if current && let Some(mut service) = self.unstore(key) {
-                    service.seen = write.result;
-                    service.resource_version = resource_version;
-                    self.store(service);
-                }
-                self.writes.enqueue(key.clone(), Turn::Fresh);
-            }
-            WriteResult::Conflict | WriteResult::Gone if current => {
-                self.writes.outdated.insert(key.clone(), write.resource_version);
-            }
-            WriteResult::Conflict | WriteResult::Gone => {
-                self.writes.enqueue(key.clone(), Turn::Fresh);
-            }
-            WriteResult::Failed => {
-                let jitter = self.next_random();
-                self.writes.failed(key, jitter, now);
-            }
-        }
-    }
-
     fn pump(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if !self.is_ready() {
+        if !self.decides() {
             return;
         }
         self.writes.wake(now);
-        while self.writes.may_send(now)
-            && let Some(key) = self.writes.next()
-        {
+        while let Some(key) = self.writes.next(now) {
             self.write(key, actions);
         }
-        self.pools.pump(self.plan.allocator().counters(), now, actions);
-        self.state.pump(&self.errors, now, actions);
+        self.statuses.pump(self.plan.allocator().counters(), now, actions);
+        self.state.pump(&self.summary, now, actions);
     }
 
-    fn write(&mut self, key: ServiceKey, actions: &mut Vec<Action>) {
-        let Some(service) = self.services.get(&key) else { return };
-        let Some(patch) = status::service_patch(service, self.plan.decision(&key)) else {
-            self.writes.succeeded(&key);
-            return;
-        };
-        if patch.result.addresses.iter().any(|address| self.is_left_by_other(*address, &key)) {
-            self.writes.blocked.insert(key);
-            return;
-        }
-        let write = Write {
-            resource_version: service.resource_version.clone(),
-            before: service.seen.clone(),
-            result: patch.result,
-        };
-        self.writes.in_flight.insert(key.clone(), write);
-        actions.push(Action::PatchService { key, body: patch.body });
-    }
-
-    /// True while another Service, which is to leave `address`, still shows it (or will when its
-    /// write lands): were the controller to die now, its successor would see two holders.
-    /// Of two that wait for each other the later one to ask goes ahead.
-    fn is_left_by_other(&self, address: IpAddr, key: &ServiceKey) -> bool {
-        let in_flight = self
-            .writes
-            .in_flight
-            .iter()
-            .filter(|(_, write)| write.result.addresses.contains(&address))
-            .map(|(other, _)| other);
-        self.shown.get(&address).into_iter().flatten().chain(in_flight).any(|other| {
-            let holds = self
-                .plan
-                .allocator()
-                .assignment(other)
-                .is_some_and(|held| held.addresses.contains(&address));
-            other != key && !holds && !self.writes.blocked.contains(other)
-        })
-    }
-
-    fn store(&mut self, service: Service) {
-        self.unstore(&service.key);
+    /// In the place of the one that is returned.
+    fn store(&mut self, service: Service) -> Option<Service> {
+        let old = self.unstore(&service.key);
         for address in &service.seen.addresses {
             self.shown.entry(*address).or_default().insert(service.key.clone());
         }
         self.services.insert(service.key.clone(), service);
+        old
     }
 
     fn unstore(&mut self, key: &ServiceKey) -> Option<Service> {
@@ -451,257 +511,6 @@ impl Controller {
         self.writes.unblock();
         Some(service)
     }
-
-    /// SplitMix64.
-    fn next_random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-}
-
-/// Whether a Service is served before those that wait already.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// It changed just now, and somebody looks at it.
-    Fresh,
-    Backlog,
-}
-
-/// A Service write on its way.
-#[derive(Debug)]
-struct Write {
-    /// Of the object that the write rests on.
-    resource_version: String,
-    before: SeenStatus,
-    result: SeenStatus,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Retry {
-    at: Instant,
-    attempts: u32,
-}
-
-/// Which Services are to be compared with their status, and when.
-#[derive(Debug, Default)]
-struct Writes {
-    fresh: VecDeque<ServiceKey>,
-    backlog: VecDeque<ServiceKey>,
-    /// What is in `fresh` or `backlog`.
-    queued: BTreeSet<ServiceKey>,
-    in_flight: BTreeMap<ServiceKey, Write>,
-    retries: BTreeMap<ServiceKey, Retry>,
-    /// The API server knows a newer object than this version: nothing to do until it comes.
-    outdated: BTreeMap<ServiceKey, String>,
-    /// Wait until another Service's status lets go of an address.
-    blocked: BTreeSet<ServiceKey>,
-    failures_in_a_row: usize,
-    probe_at: Option<Instant>,
-}
-
-impl Writes {
-    fn enqueue(&mut self, key: ServiceKey, turn: Turn) {
-        let waits = self.in_flight.contains_key(&key)
-            || self.retries.contains_key(&key)
-            || self.outdated.contains_key(&key);
-        if waits || !self.queued.insert(key.clone()) {
-            return;
-        }
-        self.blocked.remove(&key);
-        match turn {
-            Turn::Fresh => self.fresh.push_back(key),
-            Turn::Backlog => self.backlog.push_back(key),
-        }
-    }
-
-    fn next(&mut self) -> Option<ServiceKey> {
-        let key = self.fresh.pop_front().or_else(|| self.backlog.pop_front())?;
-        self.queued.remove(&key);
-        Some(key)
-    }
-
-    fn may_send(&self, now: Instant) -> bool {
-        match self.probe_at {
-            Some(at) => self.in_flight.is_empty() && at <= now,
-            None => self.in_flight.len() < MAX_WRITES,
-        }
-    }
-
-    fn newer_seen(&mut self, key: &ServiceKey, resource_version: &str) {
-        if self.outdated.get(key).is_some_and(|version| version != resource_version) {
-            self.outdated.remove(key);
-        }
-    }
-
-    fn unblock(&mut self) {
-        for key in std::mem::take(&mut self.blocked) {
-            self.enqueue(key, Turn::Fresh);
-        }
-    }
-
-    fn succeeded(&mut self, key: &ServiceKey) {
-        self.retries.remove(key);
-        self.failures_in_a_row = 0;
-        self.probe_at = None;
-    }
-
-    fn failed(&mut self, key: &ServiceKey, random: u64, now: Instant) {
-        self.failures_in_a_row += 1;
-        if self.failures_in_a_row >= MAX_WRITES {
-            self.probe_at = Some(now + PROBE_INTERVAL);
-        }
-        let attempts = self.retries.get(key).map_or(1, |retry| retry.attempts + 1);
-        let delay = FIRST_RETRY.saturating_mul(1 << (attempts - 1).min(16)).min(LAST_RETRY);
-        let at = now + delay + delay.mul_f64(0.5 * random as f64 / u64::MAX as f64);
-        self.retries.insert(key.clone(), Retry { at, attempts });
-    }
-
-    /// Puts what is due back into the queue.
-    fn wake(&mut self, now: Instant) {
-        let due: Vec<ServiceKey> = self
-            .retries
-            .iter()
-            .filter(|(key, retry)| retry.at <= now && !self.in_flight.contains_key(*key))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in due {
-            if self.queued.insert(key.clone()) {
-                self.backlog.push_back(key);
-            }
-        }
-    }
-
-    fn forget(&mut self, key: &ServiceKey) {
-        self.retries.remove(key);
-        self.outdated.remove(key);
-        self.blocked.remove(key);
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        let idle =
-            |key: &ServiceKey| !self.in_flight.contains_key(key) && !self.queued.contains(key);
-        let retry =
-            self.retries.iter().filter(|(key, _)| idle(key)).map(|(_, retry)| retry.at).min();
-        let probe = self.probe_at.filter(|_| !self.queued.is_empty() && self.in_flight.is_empty());
-        [retry, probe].into_iter().flatten().min()
-    }
-}
-
-/// Counters of pools, written together.
-#[derive(Debug, Default)]
-struct PoolStatuses {
-    /// As the API server shows them.
-    seen: BTreeMap<PoolName, Counters>,
-    in_flight: BTreeMap<PoolName, Counters>,
-    flush_at: Option<Instant>,
-    last_flush: Option<Instant>,
-}
-
-impl PoolStatuses {
-    fn seen(&mut self, resources: &Resources) {
-        self.seen = resources
-            .pools
-            .iter()
-            .filter_map(|pool| {
-                let status = pool.status.as_ref()?;
-                let counters = Counters {
-                    assigned_v4: status.assigned_ipv4,
-                    assigned_v6: status.assigned_ipv6,
-                    available_v4: status.available_ipv4,
-                    available_v6: status.available_ipv6,
-                };
-                Some((pool.name_any().into(), counters))
-            })
-            .collect();
-    }
-
-    fn changed(&mut self, now: Instant) {
-        let earliest = self.last_flush.map_or(now, |last| last + POOL_STATUS_INTERVAL);
-        self.flush_at.get_or_insert_with(|| earliest.max(now + POOL_STATUS_DELAY));
-    }
-
-    fn done(&mut self, pool: &PoolName, result: &WriteResult, now: Instant) {
-        let Some(counters) = self.in_flight.remove(pool) else { return };
-        match result {
-            WriteResult::Written { .. } => {
-                self.seen.insert(pool.clone(), counters);
-            }
-            WriteResult::Gone => {}
-            WriteResult::Conflict | WriteResult::Failed => self.changed(now),
-        }
-    }
-
-    fn pump<'a>(
-        &mut self,
-        counters: impl Iterator<Item = (&'a PoolName, Counters)>,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        if self.flush_at.is_none_or(|at| now < at) || self.in_flight.len() >= MAX_POOL_WRITES {
-            return;
-        }
-        self.flush_at = None;
-        self.last_flush = Some(now);
-        for (pool, counters) in counters {
-            if self.seen.get(pool) == Some(&counters) || self.in_flight.contains_key(pool) {
-                continue;
-            }
-            if self.in_flight.len() == MAX_POOL_WRITES {
-                // The rest as soon as one of these is done.
-                self.flush_at = Some(now);
-                return;
-            }
-            self.in_flight.insert(pool.clone(), counters);
-            let body = status::pool_status(counters);
-            actions.push(Action::PatchPoolStatus { pool: pool.clone(), body });
-        }
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.flush_at.filter(|_| self.in_flight.len() < MAX_POOL_WRITES)
-    }
-}
-
-/// The ConfigurationState as it was last written.
-#[derive(Debug, Default)]
-struct StateWrite {
-    written: Option<Value>,
-    in_flight: Option<Value>,
-    retry_at: Option<Instant>,
-}
-
-impl StateWrite {
-    fn done(&mut self, result: &WriteResult, now: Instant) {
-        let body = self.in_flight.take();
-        match result {
-            WriteResult::Written { .. } => {
-                self.written = body;
-                self.retry_at = None;
-            }
-            WriteResult::Conflict | WriteResult::Gone | WriteResult::Failed => {
-                self.retry_at = Some(now + POOL_STATUS_INTERVAL);
-            }
-        }
-    }
-
-    fn pump(&mut self, errors: &[ConfigError], now: Instant, actions: &mut Vec<Action>) {
-        if self.in_flight.is_some() || self.retry_at.is_some_and(|at| now < at) {
-            return;
-        }
-        self.retry_at = None;
-        let body = status::configuration_state(errors);
-        if self.written.as_ref() != Some(&body) {
-            self.in_flight = Some(body.clone());
-            actions.push(Action::PatchConfigurationState { body });
-        }
-    }
-
-    fn poll_timeout(&self) -> Option<Instant> {
-        self.retry_at.filter(|_| self.in_flight.is_none())
-    }
 }
 
 /// Whether two configurations hand out the same addresses to the same Services; advertisements
@@ -712,27 +521,15 @@ fn same_pools(a: &Config, b: &Config) -> bool {
             && a.auto_assign == b.auto_assign
             && a.avoid_buggy_ips == b.avoid_buggy_ips
             && a.allocation == b.allocation
+            && a.order == b.order
+            && a.reuse_after == b.reuse_after
+            && a.sharing_scope == b.sharing_scope
+            && a.max_addresses_per_namespace == b.max_addresses_per_namespace
     };
-    a.pools.len() == b.pools.len()
+    a.reserved == b.reserved
+        && a.left_out_pools == b.left_out_pools
+        && a.pools.len() == b.pools.len()
         && a.pools.iter().zip(&b.pools).all(|((x, a), (y, b))| x == y && same(a, b))
-}
-
-fn uids(resources: &Resources) -> BTreeMap<(&'static str, String), String> {
-    fn of<'a, K: kube::ResourceExt + 'a>(
-        kind: &'static str,
-        objects: &'a [K],
-    ) -> impl Iterator<Item = ((&'static str, String), String)> + 'a {
-        objects.iter().map(move |object| {
-            ((kind, object.name_any()), object.meta().uid.clone().unwrap_or_default())
-        })
-    }
-    of("IPAddressPool", &resources.pools)
-        .chain(of("L2Advertisement", &resources.l2_advertisements))
-        .chain(of("BGPAdvertisement", &resources.bgp_advertisements))
-        .chain(of("BGPPeer", &resources.bgp_peers))
-        .chain(of("BFDProfile", &resources.bfd_profiles))
-        .chain(of("Community", &resources.communities))
-        .collect()
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Pools and Services for the tests of this crate.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use config::{AddressRange, Config, Pool, ServiceAllocation};
 
 use crate::{
     allocator::Assignment,
-    service::{Families, Family, Port, Protocol, Role, SeenStatus, Service, ServiceKey, Sharing},
+    service::{
+        Families, Family, PackedLabels, Port, Protocol, Role, SeenStatus, Service, ServiceKey,
+        Sharing,
+    },
 };
 
 pub const V4: Families = Families::One(Family::V4);
@@ -42,6 +42,25 @@ pub fn pinned(name: &str, ranges: &[&str], priority: i32, namespace: Option<&str
     Pool { allocation: Some(allocation), ..pool(name, ranges) }
 }
 
+/// Every address that the pool owns, in the order of its ranges.
+pub fn every_address(pool: &Pool) -> Vec<IpAddr> {
+    let address = |first: IpAddr, number: u128| match first {
+        IpAddr::V4(_) => IpAddr::V4(u32::try_from(number).unwrap().into()),
+        IpAddr::V6(_) => IpAddr::V6(number.into()),
+    };
+    let number = |address: IpAddr| match address {
+        IpAddr::V4(v4) => u128::from(u32::from(v4)),
+        IpAddr::V6(v6) => u128::from(v6),
+    };
+    pool.ranges
+        .iter()
+        .flat_map(|range| {
+            (number(range.first)..=number(range.last)).map(|n| address(range.first, n))
+        })
+        .filter(|address| pool.contains(*address))
+        .collect()
+}
+
 pub fn config(pools: impl IntoIterator<Item = Pool>) -> Config {
     let pools = pools.into_iter().map(|pool| (pool.name.clone(), pool)).collect();
     Config { pools, ..Config::default() }
@@ -64,18 +83,22 @@ pub fn service(name: &str) -> Service {
         created: None,
         deleting: false,
         role: Role::Ours,
-        labels: BTreeMap::new(),
+        labels: PackedLabels::default(),
         families: Ok(V4),
         requested: Ok(Vec::new()),
         requested_pool: None,
-        sharing: Sharing::default(),
-        ports: BTreeSet::from([tcp(80)]),
+        sharing: None,
+        ports: [tcp(80)].into(),
         seen: SeenStatus::default(),
         deprecated_annotations: Vec::new(),
     }
 }
 
 impl Service {
+    pub fn in_namespace(self, namespace: &str) -> Self {
+        Self { key: ServiceKey::new(namespace, self.key.name), ..self }
+    }
+
     pub fn families(self, families: Families) -> Self {
         Self { families: Ok(families), ..self }
     }
@@ -89,8 +112,17 @@ impl Service {
     }
 
     pub fn shares(self, key: &str, port: u16) -> Self {
-        let sharing = Sharing { key: key.to_owned(), ..self.sharing };
-        Self { sharing, ports: BTreeSet::from([tcp(port)]), ..self }
+        let sharing = Sharing { key: key.into(), backend: "".into() };
+        let sharing = (!key.is_empty()).then(|| Arc::new(sharing));
+        Self { sharing, ports: [tcp(port)].into(), ..self }
+    }
+
+    /// Policy Local with this selector; only of those that share.
+    pub fn local(self, backend: &str) -> Self {
+        let local = |sharing: &Arc<Sharing>| {
+            Arc::new(Sharing { key: sharing.key.clone(), backend: backend.into() })
+        };
+        Self { sharing: self.sharing.as_ref().map(local), ..self }
     }
 
     pub fn created(self, second: i64) -> Self {
@@ -105,8 +137,8 @@ impl Service {
     /// As the API server shows it once `assignment` is written.
     pub fn showing(self, assignment: Option<&Assignment>) -> Self {
         let seen = SeenStatus {
-            addresses: assignment.map(|held| held.addresses.clone()).unwrap_or_default(),
-            pool: assignment.map(|held| held.pool.to_string()),
+            addresses: assignment.map(|held| held.addresses().to_vec()).unwrap_or_default(),
+            pool: assignment.map(Assignment::pool_annotation),
             ..SeenStatus::default()
         };
         Self { seen, ..self }
@@ -118,5 +150,8 @@ pub fn services(all: impl IntoIterator<Item = Service>) -> BTreeMap<ServiceKey, 
 }
 
 pub fn assignment(pool: &str, addresses: &[&str]) -> Assignment {
-    Assignment { pool: pool.into(), addresses: ips(addresses) }
+    let (first, rest) = addresses.split_first().unwrap();
+    rest.iter().fold(Assignment::new(ip(first), pool.into()), |all, address| {
+        all.with(ip(address), pool.into())
+    })
 }

@@ -5,10 +5,13 @@
 //! client. `io` does.
 
 pub mod allocator;
+pub mod certificates;
 pub mod controller;
+pub mod election;
 #[cfg(test)]
 mod fixture;
 pub mod io;
 pub mod plan;
+mod random;
 pub mod service;
 pub mod status;

@@ -8,60 +8,27 @@
 //! changes nothing, and that Services added in order to an empty cluster get what [`plan`] gives
 //! them.
 
+mod decide;
+mod refusal;
+mod waiting;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    time::Instant,
 };
 
-use config::{Config, PoolName};
+use config::Config;
 
+pub use self::refusal::{Change, Left, Note, Refusal};
+use self::{
+    decide::{decide, held_now, keep},
+    waiting::{Waiter, Waiting, Wake},
+};
 use crate::{
-    allocator::{Allocator, Assignment, Conflict},
-    service::{Families, Family, FamilyError, Rank, RequestError, Role, Service, ServiceKey},
+    allocator::{Allocator, Assignment, Id, Topic},
+    service::{Role, Service, ServiceKey},
 };
-
-/// Why a Service does not have what it asks for, or why it lost what it had.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("there is no IPAddressPool")]
-    NoPools,
-    #[error(transparent)]
-    Families(#[from] FamilyError),
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    #[error("the requested addresses {} do not fit: the Service is {families}", list(.requested))]
-    RequestedFamilies { requested: Vec<IpAddr>, families: Families },
-    #[error("address {address} is in no IPAddressPool")]
-    InNoPool { address: IpAddr },
-    #[error("address {address} is not in IPAddressPool {pool:?} like the other one")]
-    TwoPools { address: IpAddr, pool: PoolName },
-    #[error(
-        "the requested address {address} is in IPAddressPool {pool:?}, but the annotation \
-         metallb.io/address-pool asks for {requested:?}"
-    )]
-    InOtherPool { address: IpAddr, pool: PoolName, requested: String },
-    #[error("the annotation metallb.io/address-pool asks for {pool:?}, which does not exist")]
-    UnknownPool { pool: String },
-    #[error(
-        "IPAddressPool {pool:?} is not for this Service: its spec.serviceAllocation names other \
-         namespaces or labels"
-    )]
-    NotAdmitted { pool: PoolName },
-    #[error(transparent)]
-    Conflict(#[from] Conflict),
-    #[error("IPAddressPool {pool:?} has no {families} address left")]
-    PoolExhausted { pool: PoolName, families: Families },
-    #[error("no IPAddressPool serves this Service automatically (autoAssign, serviceAllocation)")]
-    NoPoolServes,
-    #[error("no available IPs: no IPAddressPool for this Service has a {families} address left")]
-    Exhausted { families: Families },
-    #[error("address {address} does not fit: the Service is {families}")]
-    HeldFamily { address: IpAddr, families: Families },
-    #[error("the status holds a second {family} address, {address}")]
-    HeldTwice { address: IpAddr, family: Family },
-    #[error("the Service is being deleted")]
-    BeingDeleted,
-}
 
 /// What the plan says about one Service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +37,7 @@ pub enum Outcome {
     /// The request cannot be met now; the Service goes on with what it holds, if anything.
     Pending {
         refusal: Refusal,
-        kept: Option<Assignment>,
+        kept: Option<Box<Assignment>>,
     },
     NotOurs,
 }
@@ -80,7 +47,7 @@ impl Outcome {
     pub fn assignment(&self) -> Option<&Assignment> {
         match self {
             Self::Assigned(assignment) => Some(assignment),
-            Self::Pending { kept, .. } => kept.as_ref(),
+            Self::Pending { kept, .. } => kept.as_deref(),
             Self::NotOurs => None,
         }
     }
@@ -91,67 +58,144 @@ impl Outcome {
 pub struct Decision {
     pub outcome: Outcome,
     /// Why an address that the Service held was taken away, if one was.
-    pub lost: Option<Refusal>,
-    rank: Rank,
+    pub lost: Option<Box<Refusal>>,
+    /// What else the Service should be told.
+    pub notes: Vec<Note>,
 }
 
 /// Who has what. Lives on and is revised as Services change.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
+    seed: u64,
     allocator: Allocator,
-    decisions: BTreeMap<ServiceKey, Decision>,
-    /// Services that could use what is freed.
-    waiting: BTreeSet<Rank>,
+    /// By number of the Service.
+    decisions: Vec<Option<Decision>>,
+    waiting: Waiting,
+    /// How many decisions were made: what an event costs.
+    #[cfg(test)]
+    decided: usize,
 }
 
 /// Decides about all Services; the addresses in their status count as held.
-pub fn plan(config: &Config, services: &BTreeMap<ServiceKey, Service>) -> Plan {
-    Plan::default().renew(config, services)
+pub fn plan(config: &Config, services: &BTreeMap<ServiceKey, Service>, now: Instant) -> Plan {
+    Plan::default().renew(config, services, now)
 }
 
 impl Plan {
-    pub fn decision(&self, key: &ServiceKey) -> Option<&Decision> {
-        self.decisions.get(key)
+    /// No pools and no Services. `seed` decides what pools with `allocationOrder: Random` give:
+    /// the same seed, the same plan.
+    pub fn new(seed: u64) -> Self {
+        Self { seed, ..Self::default() }
     }
 
+    pub fn decision(&self, key: &ServiceKey) -> Option<&Decision> {
+        self.decisions.get(self.allocator.id(key)?.index())?.as_ref()
+    }
+
+    /// In the order of the keys.
     pub fn decisions(&self) -> impl Iterator<Item = (&ServiceKey, &Decision)> {
-        self.decisions.iter()
+        self.allocator
+            .registered()
+            .filter_map(|(key, id)| Some((key, self.decisions.get(id.index())?.as_ref()?)))
+    }
+
+    /// What a Service holds.
+    pub fn assignment(&self, key: &ServiceKey) -> Option<&Assignment> {
+        self.decision(key)?.outcome.assignment()
+    }
+
+    /// The Services that do not have what they ask for, and why.
+    pub fn pending(&self) -> impl Iterator<Item = (&ServiceKey, &Refusal)> {
+        self.decisions().filter_map(|(key, decision)| match &decision.outcome {
+            Outcome::Pending { refusal, .. } => Some((key, refusal)),
+            Outcome::Assigned(_) | Outcome::NotOurs => None,
+        })
+    }
+
+    /// Every held address with a Service that uses it, in the order of the addresses; a shared
+    /// address comes once for each user.
+    pub fn held(&self) -> impl Iterator<Item = (IpAddr, &ServiceKey)> {
+        self.allocator.held()
     }
 
     pub fn allocator(&self) -> &Allocator {
         &self.allocator
     }
 
-    /// The plan under another configuration: as [`plan`], but what this plan gave out counts as
-    /// held even where no status shows it yet.
-    pub fn renew(&self, config: &Config, services: &BTreeMap<ServiceKey, Service>) -> Self {
-        let mut ranked: Vec<(Rank, &Service)> = services
-            .values()
-            .filter(|service| service.role == Role::Ours)
-            .map(|service| (service.rank(), service))
-            .collect();
-        ranked.sort_by(|(a, _), (b, _)| a.cmp(b));
+    /// As at the start: the next [`Self::renew`] takes for held what statuses show, and nothing
+    /// else. What this plan left alone is left alone.
+    #[must_use]
+    pub fn restarted(&self) -> Self {
+        let allocator = self.allocator.only_cooling();
+        Self { seed: self.seed, allocator, ..Self::default() }
+    }
 
-        let mut new = Self { allocator: Allocator::new(config), ..Self::default() };
+    /// Of a plan that is [`Self::restarted`]: a Service gave up `address`, which is to be left alone
+    /// until then.
+    pub fn note_cooling(&mut self, address: IpAddr, until: Instant, now: Instant) {
+        self.allocator.note_cooling(address, until, now);
+    }
+
+    /// Drops what was decided about a Service and is written nowhere: the next decision starts
+    /// from its status.
+    pub fn forget(&mut self, key: &ServiceKey) {
+        let Some(id) = self.allocator.id(key) else { return };
+        self.allocator.undo(id);
+        self.allocator.forget(id);
+        self.waiting.remove(id);
+        self.decisions[id.index()] = None;
+    }
+
+    /// When to call [`Self::handle_timeout`] if nothing happens before: a cool-down ends then.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.allocator.next_thaw()
+    }
+
+    /// Serves those that wait for addresses whose cool-down has ended by `now`. Returns whose
+    /// decision changed.
+    pub fn handle_timeout(
+        &mut self,
+        services: &BTreeMap<ServiceKey, Service>,
+        now: Instant,
+    ) -> BTreeSet<ServiceKey> {
+        self.revise(services, &BTreeSet::new(), now)
+    }
+
+    /// The plan under another configuration: as [`plan`], but what this plan gave out counts as
+    /// held even where no status shows it yet, and what it left alone is left alone.
+    pub fn renew(
+        &self,
+        config: &Config,
+        services: &BTreeMap<ServiceKey, Service>,
+        now: Instant,
+    ) -> Self {
+        let mut new = Self {
+            seed: self.seed,
+            allocator: Allocator::new(config, self.seed),
+            ..Self::default()
+        };
+        let ours = || services.values().filter(|service| service.role == Role::Ours);
+        new.allocator.register_all(ours().map(|service| &service.key));
+        let ids = new.allocator.registered().map(|(_, id)| id);
+        let mut ranked: Vec<(Id, &Service)> = ids.zip(ours()).collect();
+        // The sort is stable and the Services are in the order of their keys.
+        ranked.sort_by_key(|(_, service)| service.created);
+
         let mut losses = BTreeMap::new();
-        for (_, service) in &ranked {
-            let held = self
-                .allocator
-                .assignment(&service.key)
-                .map_or(service.seen.addresses.as_slice(), |held| &held.addresses);
-            if let Some(loss) = keep(service, held, &mut new.allocator) {
-                losses.insert(&service.key, loss);
+        for (id, service) in &ranked {
+            let old = self.allocator.id(&service.key).map(|old| (&self.allocator, old));
+            let held = held_now(service, old, &new.allocator);
+            if let Some(loss) = keep(service, *id, &held, &mut new.allocator, now) {
+                losses.insert(*id, loss);
             }
         }
-        new.allocator.take_freed();
-        for (rank, service) in ranked {
-            let mut decision = decide(service, rank, &mut new.allocator);
-            if let Some(loss) = losses.remove(&service.key) {
-                decision.lost = Some(loss);
-            }
-            new.record(decision, service);
+        new.allocator.cool_down_after(&self.allocator, now);
+        new.allocator.take_opened();
+        new.decisions.resize(ranked.len(), None);
+        for (id, service) in ranked {
+            new.decide(service, id, losses.remove(&id), now);
         }
-        new.serve_waiting(services, &mut BTreeSet::new());
+        new.serve_waiting(services, now, &mut BTreeSet::new());
         new
     }
 
@@ -161,27 +205,34 @@ impl Plan {
         &mut self,
         services: &BTreeMap<ServiceKey, Service>,
         dirty: &BTreeSet<ServiceKey>,
+        now: Instant,
     ) -> BTreeSet<ServiceKey> {
+        self.allocator.thaw(now);
         let mut changed = BTreeSet::new();
-        let mut ranked = BTreeSet::new();
+        let mut ranked = Vec::new();
         for key in dirty {
             match services.get(key) {
-                Some(service) if service.role == Role::Ours => {
-                    ranked.insert(service.rank());
-                }
+                Some(service) if service.role == Role::Ours => ranked.push(service),
                 Some(_) | None => {
-                    self.allocator.release(key);
-                    if let Some(decision) = self.decisions.remove(key) {
-                        self.waiting.remove(&decision.rank);
+                    let Some(id) = self.allocator.id(key) else { continue };
+                    self.allocator.release(id, now);
+                    self.allocator.forget(id);
+                    self.waiting.remove(id);
+                    if self.decisions.get_mut(id.index()).and_then(Option::take).is_some() {
                         changed.insert(key.clone());
                     }
                 }
             }
         }
-        for rank in ranked {
-            self.decide_again(services, rank, &mut changed);
+        ranked.sort_by_key(|service| service.created);
+        for service in ranked {
+            let id = self.allocator.register(&service.key);
+            if self.decisions.len() <= id.index() {
+                self.decisions.resize(id.index() + 1, None);
+            }
+            self.decide_again(service, id, now, &mut changed);
         }
-        self.serve_waiting(services, &mut changed);
+        self.serve_waiting(services, now, &mut changed);
         changed
     }
 
@@ -189,235 +240,56 @@ impl Plan {
     fn serve_waiting(
         &mut self,
         services: &BTreeMap<ServiceKey, Service>,
+        now: Instant,
         changed: &mut BTreeSet<ServiceKey>,
     ) {
-        while self.allocator.take_freed() {
-            for rank in self.waiting.clone() {
-                self.decide_again(services, rank, changed);
+        let mut wake = Wake::default();
+        loop {
+            for opened in self.allocator.take_opened() {
+                wake.open(&opened, &self.waiting);
+            }
+            let is_open = |topic: &Topic| self.allocator.is_open(topic);
+            let Some(waiter) = wake.next(&self.waiting, is_open) else { return };
+            if let Some(service) = services.get(&waiter.rank.key) {
+                self.decide_again(service, waiter.id, now, changed);
             }
         }
     }
 
     fn decide_again(
         &mut self,
-        services: &BTreeMap<ServiceKey, Service>,
-        rank: Rank,
+        service: &Service,
+        id: Id,
+        now: Instant,
         changed: &mut BTreeSet<ServiceKey>,
     ) {
-        let Some(service) = services.get(&rank.key) else { return };
-        let decision = decide(service, rank, &mut self.allocator);
-        if self.decisions.get(&service.key) != Some(&decision) {
+        let held = held_now(service, Some((&self.allocator, id)), &self.allocator);
+        let lost = keep(service, id, &held, &mut self.allocator, now);
+        if self.decide(service, id, lost, now) {
             changed.insert(service.key.clone());
         }
-        self.record(decision, service);
     }
 
-    fn record(&mut self, decision: Decision, service: &Service) {
-        if let Some(old) = self.decisions.get(&service.key) {
-            self.waiting.remove(&old.rank);
+    /// Whether the decision is another one than before.
+    fn decide(&mut self, service: &Service, id: Id, lost: Option<Refusal>, now: Instant) -> bool {
+        #[cfg(test)]
+        {
+            self.decided += 1;
         }
-        if could_use_more(&decision.outcome, service) {
-            self.waiting.insert(decision.rank.clone());
+        let (decision, topics) = decide(service, id, lost, &mut self.allocator, now);
+        if topics.is_empty() {
+            self.waiting.remove(id);
+        } else {
+            self.waiting.file(Waiter::new(service, id), topics);
         }
-        self.decisions.insert(service.key.clone(), decision);
+        let place = &mut self.decisions[id.index()];
+        let changed = place.as_ref() != Some(&decision);
+        *place = Some(decision);
+        changed
     }
 }
 
-fn could_use_more(outcome: &Outcome, service: &Service) -> bool {
-    match outcome {
-        Outcome::Assigned(held) => {
-            held.addresses.len() < 2
-                && matches!(service.families, Ok(Families::PreferBoth { .. }))
-                && service.requested.as_ref().is_ok_and(Vec::is_empty)
-        }
-        Outcome::Pending { .. } => true,
-        Outcome::NotOurs => false,
-    }
-}
-
-/// Decides about one Service that is ours: it keeps what is still allowed, then gets what it lacks.
-fn decide(service: &Service, rank: Rank, allocator: &mut Allocator) -> Decision {
-    let held = allocator
-        .assignment(&service.key)
-        .map_or_else(|| service.seen.addresses.clone(), |held| held.addresses.clone());
-    let lost = keep(service, &held, allocator);
-    let kept = allocator.assignment(&service.key).cloned();
-    let outcome = match target(service, kept.as_ref(), allocator) {
-        Ok(assignment) => {
-            allocator.assign(service.tenant(), assignment.clone());
-            Outcome::Assigned(assignment)
-        }
-        Err(refusal) => Outcome::Pending { refusal, kept },
-    };
-    Decision { outcome, lost, rank }
-}
-
-/// Claims what is still allowed of `held`, the first address of each family; the first reason to
-/// drop one comes back.
-fn keep(service: &Service, held: &[IpAddr], allocator: &mut Allocator) -> Option<Refusal> {
-    let Ok(families) = service.families else {
-        allocator.release(&service.key);
-        return None;
-    };
-    let mut kept: Option<Assignment> = None;
-    let mut lost = None;
-    for &address in held {
-        match may_keep(service, families, kept.as_ref(), address, allocator) {
-            Ok(pool) => kept
-                .get_or_insert_with(|| Assignment { pool, addresses: Vec::new() })
-                .addresses
-                .push(address),
-            Err(refusal) => {
-                lost.get_or_insert(refusal);
-            }
-        }
-    }
-    match kept {
-        Some(mut assignment) => {
-            assignment.addresses.sort();
-            allocator.assign(service.tenant(), assignment);
-        }
-        None => {
-            allocator.release(&service.key);
-        }
-    }
-    lost
-}
-
-fn may_keep(
-    service: &Service,
-    families: Families,
-    kept: Option<&Assignment>,
-    address: IpAddr,
-    allocator: &Allocator,
-) -> Result<PoolName, Refusal> {
-    let family = Family::of(address);
-    if !families.contain(family) {
-        return Err(Refusal::HeldFamily { address, families });
-    }
-    if kept.is_some_and(|kept| kept.addresses.iter().any(|other| Family::of(*other) == family)) {
-        return Err(Refusal::HeldTwice { address, family });
-    }
-    let pool = allocator.pool_of(address).ok_or(Refusal::InNoPool { address })?;
-    if let Some(kept) = kept.filter(|kept| kept.pool != pool.name) {
-        return Err(Refusal::TwoPools { address, pool: kept.pool.clone() });
-    }
-    if !pool.admits(&service.key.namespace, &service.labels) {
-        return Err(Refusal::NotAdmitted { pool: pool.name.clone() });
-    }
-    allocator.check(service.tenant(), address)?;
-    Ok(pool.name.clone())
-}
-
-/// What the Service should hold, given that it holds `kept`.
-fn target(
-    service: &Service,
-    kept: Option<&Assignment>,
-    allocator: &Allocator,
-) -> Result<Assignment, Refusal> {
-    let families = service.families?;
-    if service.deleting {
-        return kept.cloned().ok_or(Refusal::BeingDeleted);
-    }
-    let requested = service.requested.as_ref().map_err(Clone::clone)?;
-    if allocator.counters().next().is_none() {
-        return Err(Refusal::NoPools);
-    }
-    let tenant = service.tenant();
-    if let Some(requested_pool) = &service.requested_pool {
-        let pool = allocator
-            .pool(requested_pool)
-            .ok_or_else(|| Refusal::UnknownPool { pool: requested_pool.clone() })?;
-        if !requested.is_empty() {
-            return requested_addresses(service, families, requested, allocator);
-        }
-        if !pool.admits(&service.key.namespace, &service.labels) {
-            return Err(Refusal::NotAdmitted { pool: pool.name.clone() });
-        }
-        let held_there = kept.filter(|kept| kept.pool == pool.name);
-        held_there
-            .and_then(|kept| completed(service, families, kept, allocator))
-            .or_else(|| allocator.find_in(tenant, requested_pool, families))
-            .ok_or_else(|| Refusal::PoolExhausted { pool: pool.name.clone(), families })
-    } else if !requested.is_empty() {
-        requested_addresses(service, families, requested, allocator)
-    } else {
-        kept.and_then(|kept| completed(service, families, kept, allocator))
-            .or_else(|| allocator.find(tenant, families))
-            .ok_or_else(|| {
-                if allocator.serves(tenant) {
-                    Refusal::Exhausted { families }
-                } else {
-                    Refusal::NoPoolServes
-                }
-            })
-    }
-}
-
-fn requested_addresses(
-    service: &Service,
-    families: Families,
-    requested: &[IpAddr],
-    allocator: &Allocator,
-) -> Result<Assignment, Refusal> {
-    let fits = match families {
-        Families::One(family) => requested.iter().all(|address| Family::of(*address) == family),
-        Families::Both => requested.len() == 2,
-        Families::PreferBoth { .. } => true,
-    };
-    if !fits {
-        return Err(Refusal::RequestedFamilies { requested: requested.to_vec(), families });
-    }
-    let mut pool = None;
-    for &address in requested {
-        let owner = allocator.pool_of(address).ok_or(Refusal::InNoPool { address })?;
-        if let Some(name) = service.requested_pool.as_ref().filter(|name| **name != *owner.name) {
-            let (pool, requested) = (owner.name.clone(), name.clone());
-            return Err(Refusal::InOtherPool { address, pool, requested });
-        }
-        let first = pool.get_or_insert_with(|| owner.name.clone());
-        if *first != owner.name {
-            return Err(Refusal::TwoPools { address, pool: first.clone() });
-        }
-        if !owner.admits(&service.key.namespace, &service.labels) {
-            return Err(Refusal::NotAdmitted { pool: owner.name.clone() });
-        }
-        allocator.check(service.tenant(), address)?;
-    }
-    let pool = pool.ok_or(Refusal::NoPools)?;
-    Ok(Assignment { pool, addresses: requested.to_vec() })
-}
-
-/// `kept` with the family that it lacks, out of the same pool. `None` when the Service must look
-/// for a whole new assignment.
-fn completed(
-    service: &Service,
-    families: Families,
-    kept: &Assignment,
-    allocator: &Allocator,
-) -> Option<Assignment> {
-    let [only] = kept.addresses.as_slice() else { return Some(kept.clone()) };
-    let missing = match families {
-        Families::One(_) => return Some(kept.clone()),
-        Families::Both | Families::PreferBoth { .. } => Families::One(Family::of(*only).other()),
-    };
-    match allocator.find_in(service.tenant(), &kept.pool, missing) {
-        Some(found) => {
-            let mut all = kept.clone();
-            all.addresses.extend(found.addresses);
-            all.addresses.sort();
-            Some(all)
-        }
-        None => match families {
-            Families::PreferBoth { .. } => Some(kept.clone()),
-            Families::One(_) | Families::Both => None,
-        },
-    }
-}
-
-fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(", ")
-}
-
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

@@ -3,17 +3,17 @@
 //! The only pure file of this crate that sees Kubernetes' own types. What a user wrote wrongly is
 //! kept as an error beside what was right, so that the plan can say why it refuses.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use config::Labels;
 pub use config::ServiceKey;
-use k8s_openapi::api::core::v1::{self, LoadBalancerIngress, ServiceSpec};
+use k8s_openapi::{
+    api::core::v1::{self, LoadBalancerIngress, ServiceSpec, ServiceStatus},
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use serde_json::{Value, json};
 
-use crate::allocator::Tenant;
+use crate::allocator::{Id, Tenant};
 
 /// Prefix of the annotations that Berth and MetalLB share.
 const PREFIX: &str = "metallb.io/";
@@ -25,6 +25,9 @@ pub const LOAD_BALANCER_IPS: &str = "loadBalancerIPs";
 pub const ALLOW_SHARED_IP: &str = "allow-shared-ip";
 /// Written by the controller: the pool that the addresses of a Service are from.
 pub const ALLOCATED_FROM_POOL: &str = "metallb.io/ip-allocated-from-pool";
+/// The type of the condition that says why a Service does not have what it asks for; there only
+/// while that is so.
+pub const ADDRESS_ASSIGNED: &str = "metallb.io/AddressAssigned";
 /// What MetalLB wrote before 0.14; taken away with the next write.
 pub const DEPRECATED_ALLOCATED_FROM_POOL: &str = "metallb.universe.tf/ip-allocated-from-pool";
 
@@ -154,14 +157,48 @@ impl fmt::Display for Port {
     }
 }
 
-/// Who may stand on the same address: both parts must be equal and `key` not empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
+/// Who may stand on the same address: both parts must be equal.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Sharing {
-    /// The annotation `allow-shared-ip`; empty: shares with nobody.
-    pub key: String,
+    /// The annotation `allow-shared-ip`, not empty.
+    pub key: Box<str>,
     /// Empty for `externalTrafficPolicy: Cluster`, else the selector: Services of policy Local
     /// only share an address when the same Pods stand behind it.
-    pub backend: String,
+    pub backend: Box<str>,
+}
+
+/// Labels as one text: a map takes ten times the space, and few pools look at labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PackedLabels(Box<str>);
+
+/// No label that an API server admits contains it.
+const LABEL_END: char = '\0';
+
+impl PackedLabels {
+    pub fn new<'a>(labels: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+        let mut text = String::new();
+        for (key, value) in labels {
+            if !key.contains(LABEL_END) && !value.contains(LABEL_END) {
+                text.extend([key.as_str(), "\0", value.as_str(), "\0"]);
+            }
+        }
+        Self(text.into())
+    }
+
+    pub fn unpack(&self) -> Labels {
+        let mut labels = Labels::new();
+        let mut words = self.0.split_terminator(LABEL_END);
+        while let (Some(key), Some(value)) = (words.next(), words.next()) {
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        labels
+    }
+}
+
+impl<const N: usize> From<[(String, String); N]> for PackedLabels {
+    fn from(labels: [(String, String); N]) -> Self {
+        Self::new(labels.iter().map(|(key, value)| (key, value)))
+    }
 }
 
 /// What `status.loadBalancer` and the annotations say now.
@@ -176,6 +213,20 @@ pub struct SeenStatus {
     pub pool: Option<String>,
     /// Whether the pool annotation of MetalLB before 0.14 is there.
     pub deprecated_pool: bool,
+    /// The condition [`ADDRESS_ASSIGNED`].
+    pub condition: Option<Box<SeenCondition>>,
+    /// The conditions of others, as they are: a patch replaces the whole list.
+    pub other_conditions: Vec<Value>,
+}
+
+/// A condition of the controller's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeenCondition {
+    pub status: String,
+    pub reason: String,
+    pub message: String,
+    /// `lastTransitionTime`, as it is written; empty: not known.
+    pub since: String,
 }
 
 /// A Service as the controller sees it.
@@ -189,14 +240,16 @@ pub struct Service {
     /// A deletion timestamp is set: it keeps what it has and gets nothing new.
     pub deleting: bool,
     pub role: Role,
-    pub labels: Labels,
+    pub labels: PackedLabels,
     pub families: Result<Families, FamilyError>,
     /// Sorted IPv4 before IPv6; empty: any address will do.
     pub requested: Result<Vec<IpAddr>, RequestError>,
     /// The annotation `address-pool`.
     pub requested_pool: Option<String>,
-    pub sharing: Sharing,
-    pub ports: BTreeSet<Port>,
+    /// `None`: shares with nobody.
+    pub sharing: Option<Arc<Sharing>>,
+    /// Sorted, each once.
+    pub ports: Box<[Port]>,
     pub seen: SeenStatus,
     /// Annotations in use whose prefix is deprecated.
     pub deprecated_annotations: Vec<String>,
@@ -210,12 +263,8 @@ impl Service {
         let spec = object.spec.as_ref().unwrap_or(&default_spec);
         let empty = BTreeMap::new();
         let annotations = Annotations(metadata.annotations.as_ref().unwrap_or(&empty));
-        let ingress = object
-            .status
-            .as_ref()
-            .and_then(|status| status.load_balancer.as_ref())
-            .and_then(|balancer| balancer.ingress.as_deref())
-            .unwrap_or_default();
+        let default_status = ServiceStatus::default();
+        let status = object.status.as_ref().unwrap_or(&default_status);
 
         Some(Self {
             key: ServiceKey::new(
@@ -227,26 +276,32 @@ impl Service {
             created: metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),
             deleting: metadata.deletion_timestamp.is_some(),
             role: role(spec, class),
-            labels: metadata.labels.clone().unwrap_or_default(),
+            labels: PackedLabels::new(metadata.labels.iter().flatten()),
             families: families(spec),
             requested: requested(spec, annotations),
             requested_pool: annotations
                 .value(ADDRESS_POOL)
                 .filter(|pool| !pool.is_empty())
                 .map(str::to_owned),
-            sharing: Sharing {
-                key: annotations.value(ALLOW_SHARED_IP).unwrap_or_default().to_owned(),
-                backend: backend(spec),
-            },
+            sharing: annotations
+                .value(ALLOW_SHARED_IP)
+                .filter(|key| !key.is_empty())
+                .map(|key| Arc::new(Sharing { key: key.into(), backend: backend(spec).into() })),
             ports: ports(spec),
-            seen: seen(ingress, annotations.0),
+            seen: seen(status, annotations.0),
             deprecated_annotations: annotations.deprecated(),
         })
     }
 
     /// What the allocator must know.
-    pub fn tenant(&self) -> Tenant<'_> {
-        Tenant { key: &self.key, labels: &self.labels, sharing: &self.sharing, ports: &self.ports }
+    pub fn tenant(&self, id: Id) -> Tenant<'_> {
+        Tenant {
+            id,
+            key: &self.key,
+            labels: &self.labels,
+            sharing: self.sharing.as_ref(),
+            ports: &self.ports,
+        }
     }
 
     /// The order in which Services are served: the oldest first, then by name.
@@ -353,7 +408,7 @@ fn requested(
 }
 
 /// Annotations may be 256 KiB long; a message need not.
-fn shortened(text: &str) -> String {
+pub(crate) fn shortened(text: &str) -> String {
     const LONGEST: usize = 64;
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}…", &text[..end]),
@@ -369,7 +424,7 @@ fn backend(spec: &ServiceSpec) -> String {
     pairs.collect::<Vec<_>>().join(",")
 }
 
-fn ports(spec: &ServiceSpec) -> BTreeSet<Port> {
+fn ports(spec: &ServiceSpec) -> Box<[Port]> {
     let port = |port: &v1::ServicePort| {
         let protocol = match port.protocol.as_deref() {
             None | Some("TCP") => Protocol::Tcp,
@@ -379,10 +434,26 @@ fn ports(spec: &ServiceSpec) -> BTreeSet<Port> {
         };
         Some(Port { protocol, number: u16::try_from(port.port).ok()? })
     };
-    spec.ports.iter().flatten().filter_map(port).collect()
+    let mut ports: Vec<Port> = spec.ports.iter().flatten().filter_map(port).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports.into()
 }
 
-fn seen(ingress: &[LoadBalancerIngress], annotations: &BTreeMap<String, String>) -> SeenStatus {
+fn seen(status: &ServiceStatus, annotations: &BTreeMap<String, String>) -> SeenStatus {
+    let balancer = status.load_balancer.as_ref();
+    let ingress = balancer.and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
+    let conditions = status.conditions.as_deref().unwrap_or_default();
+    let ours = |condition: &&Condition| condition.type_ == ADDRESS_ASSIGNED;
+    let condition = conditions.iter().find(ours).map(|condition| {
+        Box::new(SeenCondition {
+            status: condition.status.clone(),
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            since: condition.last_transition_time.0.to_string(),
+        })
+    });
+    let others = conditions.iter().filter(|condition| !ours(condition));
     let addresses: Vec<IpAddr> =
         ingress.iter().filter_map(|entry| entry.ip.as_deref()?.parse().ok()).collect();
     // The API server fills in `ipMode: VIP` where it is absent.
@@ -394,13 +465,13 @@ fn seen(ingress: &[LoadBalancerIngress], annotations: &BTreeMap<String, String>)
         addresses,
         pool: annotations.get(ALLOCATED_FROM_POOL).cloned(),
         deprecated_pool: annotations.contains_key(DEPRECATED_ALLOCATED_FROM_POOL),
+        condition,
+        other_conditions: others.map(|condition| json!(condition)).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     fn view(manifest: Value) -> Service {
@@ -503,7 +574,7 @@ mod tests {
             json!({}),
         );
         assert_eq!(service.requested_pool.as_deref(), Some("new"));
-        assert_eq!(service.sharing.key, "key");
+        assert_eq!(service.sharing.map(|sharing| sharing.key.clone()), Some("key".into()));
         assert_eq!(
             service.deprecated_annotations,
             ["metallb.universe.tf/address-pool", "metallb.universe.tf/allow-shared-ip"]
@@ -513,10 +584,14 @@ mod tests {
     #[test]
     fn only_policy_local_has_a_backend_key() {
         let selector = json!({"app": "web", "tier": "front"});
-        let cluster = with_spec(json!({"selector": selector}));
-        let local = with_spec(json!({"selector": selector, "externalTrafficPolicy": "Local"}));
-        assert_eq!(cluster.sharing.backend, "");
-        assert_eq!(local.sharing.backend, "app=web,tier=front");
+        let backend = |policy: &str| {
+            let spec = json!({"selector": selector, "externalTrafficPolicy": policy});
+            let service = with_annotations(json!({"metallb.io/allow-shared-ip": "key"}), spec);
+            service.sharing.unwrap().backend.to_string()
+        };
+        assert_eq!(backend("Cluster"), "");
+        assert_eq!(backend("Local"), "app=web,tier=front");
+        assert_eq!(with_spec(json!({"externalTrafficPolicy": "Local"})).sharing, None);
     }
 
     #[test]
@@ -531,5 +606,24 @@ mod tests {
         assert!(seen(json!([{"ip": "192.0.2.1", "ipMode": "Proxy"}])).foreign);
         assert!(seen(json!([{"ip": "192.0.2.1"}, {"hostname": "lb.example"}])).foreign);
         assert!(seen(json!([{"ip": "nonsense"}])).foreign);
+    }
+
+    #[test]
+    fn our_condition_is_told_from_those_of_others() {
+        let condition = |kind: &str| {
+            json!({"type": kind, "status": "False", "reason": "Because", "message": "of that",
+                   "lastTransitionTime": "2026-01-02T03:04:05Z"})
+        };
+        let conditions = [condition("LoadBalancerPortsError"), condition(ADDRESS_ASSIGNED)];
+        let seen =
+            view(json!({"metadata": {"name": "a"}, "status": {"conditions": conditions}})).seen;
+        let expected = SeenCondition {
+            status: "False".to_owned(),
+            reason: "Because".to_owned(),
+            message: "of that".to_owned(),
+            since: "2026-01-02T03:04:05Z".to_owned(),
+        };
+        assert_eq!(seen.condition.as_deref(), Some(&expected));
+        assert_eq!(seen.other_conditions, [condition("LoadBalancerPortsError")]);
     }
 }

@@ -3,13 +3,18 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
 use apiserver::ApiServer;
-use controller::io::{self, Clients, Options};
+use controller::{
+    election::Settings,
+    io::{self, Clients, Options, lease::LeaseOptions},
+};
 use serde_json::{Value, json};
+use shell::probes::{MetricsAccess, MetricsServer};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -221,6 +226,196 @@ async fn an_api_server_that_was_away_is_caught_up_with() {
     running.stop().await;
 }
 
+fn lease(pod: &str) -> Option<LeaseOptions> {
+    Some(LeaseOptions {
+        namespace: NAMESPACE.to_owned(),
+        name: "metallb-controller".to_owned(),
+        settings: Settings::new(pod.to_owned()),
+    })
+}
+
+fn replica(server: &ApiServer, pod: &str) -> Running {
+    Running::start(server, Options { lease: lease(pod), ..Options::default() })
+}
+
+fn holder(server: &ApiServer) -> Option<String> {
+    let lease = server.get("coordination.k8s.io/v1", "Lease", NAMESPACE, "metallb-controller");
+    lease.ok()?["spec"]["holderIdentity"].as_str().map(str::to_owned)
+}
+
+async fn is_led_by(server: &ApiServer, pod: &str) {
+    eventually(&format!("the leadership of {pod}"), || {
+        (holder(server).as_deref() == Some(pod)).then_some(())
+    })
+    .await;
+}
+
+/// Every address with the Service that shows it.
+fn owners(server: &ApiServer) -> BTreeMap<String, String> {
+    let mut owners = BTreeMap::new();
+    for service in server.list("v1", "Service", Some("default")).unwrap() {
+        let name = service["metadata"]["name"].as_str().unwrap().to_owned();
+        for address in addresses(&service) {
+            let other = owners.insert(address.to_owned(), name.clone());
+            assert_eq!(other, None, "{address} belongs to {name} too");
+        }
+    }
+    owners
+}
+
+#[tokio::test]
+async fn a_killed_leader_is_followed_within_three_seconds() {
+    let server = server();
+    server.apply(&pool("pool", &["10.0.0.0/16"])).unwrap();
+    let first = replica(&server, "first");
+    is_led_by(&server, "first").await;
+    let second = replica(&server, "second");
+    for index in 0..50 {
+        server.apply(&service(&format!("early{index}"))).unwrap();
+    }
+    has_address(&server, "early40").await;
+    // In the middle of the work, and without a word.
+    first.task.abort();
+    let killed = Instant::now();
+    let before = owners(&server);
+    server.apply(&service("late")).unwrap();
+    has_address(&server, "late").await;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took > Duration::from_millis(1500), "the Lease was not waited for: {took:?}");
+    has_address(&server, "early49").await;
+    let after = owners(&server);
+    assert_eq!(after.len(), 51);
+    for (address, service) in before {
+        assert_eq!(after.get(&address), Some(&service), "{address} changed hands");
+    }
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_leader_that_is_stopped_hands_over_at_once() {
+    let server = server();
+    server.apply(&pool("pool", &["192.0.2.0/24"])).unwrap();
+    let first = replica(&server, "first");
+    is_led_by(&server, "first").await;
+    let second = replica(&server, "second");
+    server.apply(&service("early")).unwrap();
+    let early = has_address(&server, "early").await;
+    sleep(Duration::from_millis(500)).await;
+    let stopped = Instant::now();
+    first.stop().await;
+    server.apply(&service("late")).unwrap();
+    has_address(&server, "late").await;
+    let took = stopped.elapsed();
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(stored(&server, "early"), early, "nothing else is written");
+    second.stop().await;
+    assert_eq!(holder(&server).as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn a_frozen_api_server_gives_no_address_to_two() {
+    let server = server();
+    server.apply(&pool("pool", &["192.0.2.0/24"])).unwrap();
+    let replicas = [replica(&server, "first"), replica(&server, "second")];
+    server.apply(&service("before")).unwrap();
+    has_address(&server, "before").await;
+    // Longer than any request is waited for, and than the Lease lasts.
+    server.set_latency(Duration::from_secs(10));
+    for index in 0..20 {
+        server.apply(&service(&format!("meanwhile{index}"))).unwrap();
+    }
+    sleep(Duration::from_secs(4)).await;
+    server.set_latency(Duration::ZERO);
+    for index in 0..20 {
+        has_address(&server, &format!("meanwhile{index}")).await;
+    }
+    assert_eq!(owners(&server).len(), 21);
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_deleted_lease_and_state_come_back() {
+    let server = server();
+    server.apply(&pool("pool", &["192.0.2.0/24"])).unwrap();
+    let running = replica(&server, "only");
+    is_led_by(&server, "only").await;
+    let state =
+        || server.get("metallb.io/v1beta1", "ConfigurationState", NAMESPACE, "controller").ok();
+    eventually("the state", state).await;
+    server.delete("coordination.k8s.io/v1", "Lease", NAMESPACE, "metallb-controller").unwrap();
+    server.delete("metallb.io/v1beta1", "ConfigurationState", NAMESPACE, "controller").unwrap();
+    is_led_by(&server, "only").await;
+    eventually("the state", state).await;
+    server.apply(&service("web")).unwrap();
+    has_address(&server, "web").await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_met_is_a_condition() {
+    let server = server();
+    server.apply(&pool("pool", &["192.0.2.1/32"])).unwrap();
+    let running = Running::start(&server, Options::default());
+    let mut asks = service("web");
+    asks["spec"]["loadBalancerIP"] = json!("203.0.113.1");
+    server.apply(&asks).unwrap();
+    let condition = eventually("the condition", || {
+        stored(&server, "web")["status"]["conditions"].as_array()?.first().cloned()
+    })
+    .await;
+    assert_eq!(condition["type"], "metallb.io/AddressAssigned");
+    assert_eq!(condition["reason"], "AddressInNoPool");
+    assert!(condition["lastTransitionTime"].as_str().unwrap().ends_with('Z'), "{condition}");
+    asks["spec"]["loadBalancerIP"] = json!("192.0.2.1");
+    server.apply(&asks).unwrap();
+    let service = has_address(&server, "web").await;
+    assert_eq!(service["status"].get("conditions"), None, "{service}");
+    let accepted = eventually("the pool's condition", || {
+        let pool = server.get("metallb.io/v1beta1", "IPAddressPool", NAMESPACE, "pool").unwrap();
+        pool["status"]["conditions"].as_array()?.first().cloned()
+    })
+    .await;
+    assert_eq!((&accepted["type"], &accepted["status"]), (&json!("Accepted"), &json!("True")));
+    assert_eq!(accepted["observedGeneration"], 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn at_rest_nothing_is_written() {
+    let server = server();
+    server.apply(&pool("pool", &["192.0.2.0/30"])).unwrap();
+    server.apply(&pool("bad", &["192.0.2.9-192.0.2.1"])).unwrap();
+    for index in 0..6 {
+        server.apply(&service(&format!("s{index}"))).unwrap();
+    }
+    let everything = || {
+        let mut all = server.list("v1", "Service", None).unwrap();
+        for kind in ["IPAddressPool", "ConfigurationState"] {
+            all.extend(server.list("metallb.io/v1beta1", kind, None).unwrap());
+        }
+        all
+    };
+    let running = Running::start(&server, Options::default());
+    eventually("the counters", || {
+        let pool = server.get("metallb.io/v1beta1", "IPAddressPool", NAMESPACE, "pool").unwrap();
+        (pool["status"]["assignedIPv4"] == 4).then_some(())
+    })
+    .await;
+    sleep(Duration::from_millis(1500)).await;
+    let before = everything();
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(everything(), before);
+    // Nor by the next one.
+    running.stop().await;
+    let running = Running::start(&server, Options::default());
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(everything(), before);
+    running.stop().await;
+}
+
 #[tokio::test]
 async fn the_secret_of_the_speakers_is_made_once() {
     let server = server();
@@ -246,7 +441,9 @@ async fn health_and_metrics_are_served() {
     server.apply(&service("web")).unwrap();
     let (health, metrics) = (free_port().await, free_port().await);
     server.set_available(false);
-    let options = Options { health: Some(health), metrics: Some(metrics), ..Options::default() };
+    let server_of_metrics = MetricsServer { address: metrics, access: MetricsAccess::Plain };
+    let options =
+        Options { health: Some(health), metrics: Some(server_of_metrics), ..Options::default() };
     let running = Running::start(&server, options);
     wait_for(health, "/healthz", "200 OK").await;
     wait_for(health, "/readyz", "503").await;

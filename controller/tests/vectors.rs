@@ -12,15 +12,16 @@ use std::{
     fs,
     net::IpAddr,
     path::Path,
+    sync::Arc,
     time::Instant,
 };
 
 use config::{AddressRange, Config, Pool, Resources, Selector, ServiceAllocation};
 use controller::{
-    allocator::{Allocator, Assignment, Tenant},
+    allocator::{Allocator, Assignment, Id, Part, Parts, Scope, Search, Tenant},
     controller::{Action, Controller, Event, Settings, WriteResult},
     plan::{Decision, plan},
-    service::{Families, Family, Port, Protocol, Service, ServiceKey, Sharing},
+    service::{Families, Family, PackedLabels, Port, Protocol, Service, ServiceKey, Sharing},
     status,
 };
 use ipnet::IpNet;
@@ -74,8 +75,9 @@ fn allocator_traces() {
     let mut tally = Tally::default();
     for case in file["cases"].as_array().unwrap() {
         let id = case["id"].as_str().unwrap();
-        let mut trace = AllocatorTrace::default();
+        let mut trace = AllocatorTrace::new();
         for (index, step) in case["steps"].as_array().unwrap().iter().enumerate() {
+            let before = trace.clone();
             match trace.step(step) {
                 Step::Skipped => tally.skipped += 1,
                 Step::Done(error) => {
@@ -83,8 +85,11 @@ fn allocator_traces() {
                     let failed = result.is_err();
                     tally.take(id, result.map_err(|why| format!("step {index}: {why}")));
                     // What follows rests on the state after this step.
-                    if failed {
+                    if failed && step["expect"]["error"].is_null() {
                         break;
+                    }
+                    if failed {
+                        trace = before;
                     }
                 }
             }
@@ -93,15 +98,38 @@ fn allocator_traces() {
     tally.finish("allocator_traces (steps)");
 }
 
-#[derive(Default)]
+#[derive(Clone)]
 struct AllocatorTrace {
+    now: Instant,
     allocator: Allocator,
     config: Config,
     overlap: bool,
     /// Services in pools that were left out.
     strangers: BTreeSet<String>,
     /// What was assigned, to be asked for again when the pools change.
-    tenants: BTreeMap<String, (ServiceKey, config::Labels, Sharing, BTreeSet<Port>)>,
+    tenants: BTreeMap<String, Asker>,
+}
+
+/// A Service as far as the allocator knows it.
+#[derive(Clone)]
+struct Asker {
+    id: Id,
+    key: ServiceKey,
+    labels: PackedLabels,
+    sharing: Option<Arc<Sharing>>,
+    ports: Vec<Port>,
+}
+
+impl Asker {
+    fn tenant(&self) -> Tenant<'_> {
+        Tenant {
+            id: self.id,
+            key: &self.key,
+            labels: &self.labels,
+            sharing: self.sharing.as_ref(),
+            ports: &self.ports,
+        }
+    }
 }
 
 enum Step {
@@ -110,6 +138,17 @@ enum Step {
 }
 
 impl AllocatorTrace {
+    fn new() -> Self {
+        Self {
+            now: Instant::now(),
+            allocator: Allocator::default(),
+            config: Config::default(),
+            overlap: false,
+            strangers: BTreeSet::new(),
+            tenants: BTreeMap::new(),
+        }
+    }
+
     fn step(&mut self, step: &Value) -> Step {
         let input = &step["input"];
         let name = input["svcKey"].as_str().unwrap_or_default().to_owned();
@@ -118,19 +157,20 @@ impl AllocatorTrace {
                 let (pools, dropped) = without_overlap(&input["pools"]["ByName"], &[]);
                 self.overlap = dropped;
                 self.config = Config { pools, ..Config::default() };
-                let old = std::mem::replace(&mut self.allocator, Allocator::new(&self.config));
-                let tenants = self.tenants.clone();
-                for (name, (key, ..)) in tenants {
-                    let held = old.assignment(&key).map(|held| held.addresses.clone());
-                    if held.is_none_or(|held| self.assign(&name, &held).is_some()) {
+                let old = std::mem::replace(&mut self.allocator, Allocator::new(&self.config, 0));
+                for (name, mut asker) in std::mem::take(&mut self.tenants) {
+                    let held = addresses_of(old.parts(asker.id));
+                    asker.id = self.allocator.register(&asker.key);
+                    self.tenants.insert(name.clone(), asker);
+                    if held.is_empty() || self.assign(&name, &held).is_some() {
                         self.tenants.remove(&name);
                     }
                 }
                 Step::Done(None)
             }
             "Unassign" => {
-                if let Some((key, ..)) = self.tenants.remove(&name) {
-                    self.allocator.release(&key);
+                if let Some(asker) = self.tenants.remove(&name) {
+                    self.allocator.release(asker.id, self.now);
                 }
                 Step::Done(None)
             }
@@ -143,8 +183,8 @@ impl AllocatorTrace {
                         self.tenants.insert(name, before);
                     }
                     // The trace moves a Service to another namespace, which no cluster can.
-                    Some((key, ..)) if key != self.tenants[&name].0 => {
-                        self.allocator.release(&key);
+                    Some(asker) if asker.id != self.tenants[&name].id => {
+                        self.allocator.release(asker.id, self.now);
                     }
                     None if error.is_some() => {
                         self.tenants.remove(&name);
@@ -161,24 +201,27 @@ impl AllocatorTrace {
                     return Step::Skipped;
                 }
                 let families = families(input);
-                if let Some((key, ..)) = self.tenants.get(&name) {
+                if let Some(asker) = self.tenants.get(&name) {
                     // A Service that has addresses gets no others by asking again.
-                    let held = self.allocator.assignment(key).unwrap();
-                    let fits = held.addresses.iter().all(|a| families.contain(Family::of(*a)));
+                    let held = addresses_of(self.allocator.parts(asker.id));
+                    let fits = held.iter().all(|a| families.contain(Family::of(*a)));
                     return Step::Done((!fits).then(|| "wrong family".to_owned()));
                 }
                 self.introduce(&name, input);
-                let tenant = self.tenant(&name);
-                let found = match (op, pool) {
-                    ("AllocateFromPool", Some(pool)) => self
-                        .allocator
-                        .pool(pool)
-                        .filter(|pool| pool.admits(&tenant.key.namespace, tenant.labels))
-                        .and_then(|_| self.allocator.find_in(tenant, pool, families)),
-                    _ => self.allocator.find(tenant, families),
+                let tenant = self.tenants[&name].tenant();
+                let named = pool.map(|pool| self.allocator.pool_id(pool));
+                let found = match (op, named) {
+                    ("AllocateFromPool", Some(None)) => None,
+                    ("AllocateFromPool", Some(Some(pool))) => {
+                        let admitted = self.allocator.admits(pool, tenant);
+                        admitted
+                            .then(|| self.find(tenant, Scope::Named(&[pool]), families))
+                            .flatten()
+                    }
+                    _ => self.find(tenant, Scope::Automatic, families),
                 };
                 let error = match found {
-                    Some(found) => self.assign(&name, &found.addresses),
+                    Some(found) => self.assign(&name, &addresses_of(found)),
                     None => Some("no address".to_owned()),
                 };
                 if error.is_some() {
@@ -193,49 +236,55 @@ impl AllocatorTrace {
     fn introduce(&mut self, name: &str, input: &Value) {
         let metadata = &input["svc"]["metadata"];
         let key = ServiceKey::new(metadata["namespace"].as_str().unwrap_or_default(), name);
-        let labels = serde_json::from_value(metadata["labels"].clone()).unwrap_or_default();
-        let text = |field: &str| input[field].as_str().unwrap_or_default().to_owned();
+        let labels: config::Labels =
+            serde_json::from_value(metadata["labels"].clone()).unwrap_or_default();
+        let text = |field: &str| input[field].as_str().unwrap_or_default().into();
         let sharing = Sharing { key: text("sharingKey"), backend: text("backendKey") };
-        let ports = input["ports"].as_array().into_iter().flatten().map(port).collect();
-        self.tenants.insert(name.to_owned(), (key, labels, sharing, ports));
+        let ports: BTreeSet<Port> =
+            input["ports"].as_array().into_iter().flatten().map(port).collect();
+        let asker = Asker {
+            id: self.allocator.register(&key),
+            key,
+            labels: PackedLabels::new(&labels),
+            sharing: (!sharing.key.is_empty()).then(|| Arc::new(sharing)),
+            ports: ports.into_iter().collect(),
+        };
+        self.tenants.insert(name.to_owned(), asker);
     }
 
-    fn tenant(&self, name: &str) -> Tenant<'_> {
-        let (key, labels, sharing, ports) = &self.tenants[name];
-        Tenant { key, labels, sharing, ports }
+    fn find(&self, tenant: Tenant<'_>, scope: Scope<'_>, families: Families) -> Option<Parts> {
+        Search::new(&self.allocator, tenant, scope, Parts::default()).find(families)
     }
 
     /// Assigns exactly these addresses; what is in the way, if anything.
     fn assign(&mut self, name: &str, addresses: &[IpAddr]) -> Option<String> {
-        let (key, labels, sharing, ports) = self.tenants[name].clone();
-        let tenant = Tenant { key: &key, labels: &labels, sharing: &sharing, ports: &ports };
-        let mut pools = BTreeSet::new();
+        let asker = self.tenants[name].clone();
+        let tenant = asker.tenant();
+        let mut parts = Parts::default();
         for address in addresses {
             let Some(pool) = self.allocator.pool_of(*address) else {
                 return Some("not in a pool".to_owned());
             };
-            if !pool.admits(&key.namespace, &labels) {
+            if !self.allocator.admits(pool, tenant) {
                 return Some("pool does not admit the Service".to_owned());
             }
             if let Err(conflict) = self.allocator.check(tenant, *address) {
                 return Some(conflict.to_string());
             }
-            pools.insert(pool.name.clone());
+            parts.set(Part { address: *address, pool });
         }
-        let families: BTreeSet<Family> = addresses.iter().map(|a| Family::of(*a)).collect();
-        if pools.len() != 1 || families.len() != addresses.len() {
-            return Some("not one address of each family in one pool".to_owned());
+        if parts.iter().count() != addresses.len() {
+            return Some("not one address of each family".to_owned());
         }
-        let pool = pools.pop_first().unwrap();
-        self.allocator.assign(tenant, Assignment { pool, addresses: addresses.to_vec() });
+        self.allocator.assign(tenant, parts, self.now);
         None
     }
 
     fn compare(&self, step: &Value, error: Option<String>) -> Result<(), String> {
         let mut held = BTreeMap::new();
-        for (name, (key, ..)) in &self.tenants {
-            if let Some(assignment) = self.allocator.assignment(key) {
-                held.insert(name.clone(), assignment.clone());
+        for (name, asker) in &self.tenants {
+            if let Some(assignment) = self.allocator.assignment(self.allocator.parts(asker.id)) {
+                held.insert(name.clone(), assignment);
             }
         }
         let mut variants = vec![&step["expect"]];
@@ -247,8 +296,8 @@ impl AllocatorTrace {
                 && allocated.len() == held.len()
                 && held.iter().all(|(name, held)| {
                     let expected = &allocated[name.as_str()];
-                    let same_pool = self.overlap || expected["Pool"] == *held.pool;
-                    same_pool && addresses(&expected["IPs"]) == held.addresses
+                    let same_pool = self.overlap || expected["Pool"] == held.pool_annotation();
+                    same_pool && addresses(&expected["IPs"]) == held.addresses()
                 })
                 && (self.overlap || self.same_counters(&expected["after"]["counters"]))
         };
@@ -287,7 +336,11 @@ fn controller_mutation() {
         let service = service(&case["svc"], "test");
         let mut seen = Vec::new();
         let same = configs.iter().any(|config| {
-            let plan = plan(config, &BTreeMap::from([(service.key.clone(), service.clone())]));
+            let plan = plan(
+                config,
+                &BTreeMap::from([(service.key.clone(), service.clone())]),
+                Instant::now(),
+            );
             let decision = plan.decision(&service.key);
             let result = mutation(&service, decision);
             let same = same_mutation(case, &service, &result);
@@ -307,9 +360,10 @@ fn mutation(
 ) -> (Option<status::ServicePatch>, Vec<&'static str>) {
     let patch = status::service_patch(service, decision);
     let mut notices = Vec::new();
-    let lost = decision.and_then(|decision| decision.lost.as_ref());
+    let lost = decision.and_then(|decision| decision.lost.as_deref());
     if let Some(patch) = &patch {
-        notices = status::written_notices(service, &service.seen, &patch.result, lost);
+        let notes = decision.map_or(&[][..], |decision| &decision.notes);
+        notices = status::written_notices(service, &service.seen, &patch.result, lost, notes);
     }
     notices.extend(
         decision.and_then(|decision| status::refusal_notice(&service.key, &decision.outcome)),
@@ -326,7 +380,7 @@ fn same_mutation(
     variants.extend(case["variants"].as_array().into_iter().flatten());
     let same_write = variants.iter().any(|expected| {
         if expected["statusWritten"] == false {
-            return patch.is_none();
+            return !patch.as_ref().is_some_and(|patch| writes_addresses(&patch.body));
         }
         let shown = patch.as_ref().map_or(&service.seen, |patch| &patch.result);
         let pool = &expected["annotations"]["metallb.io/ip-allocated-from-pool"];
@@ -390,9 +444,10 @@ impl ControllerTrace {
                 .unwrap()
             });
             let resources = Resources { pools: pools.collect(), ..Resources::default() };
-            self.handle(Event::ResourcesChanged(Box::new(resources)));
+            self.handle(Event::ResourcesChanged(Arc::new(resources)));
             if !std::mem::replace(&mut self.synced, true) {
                 self.handle(Event::Synced);
+                self.handle(Event::Leading);
             }
             return Ok(());
         }
@@ -406,16 +461,18 @@ impl ControllerTrace {
             let mut service = Service { resource_version, ..service(&input["svc"], name) };
             // The traces leave out what the last write put into the status.
             let held = self.held(&key);
-            if let Some(held) = held.filter(|held| held.addresses != service.seen.addresses) {
-                service.seen.addresses = held.addresses;
-                service.seen.pool = Some(held.pool.to_string());
+            if let Some(held) = held.filter(|held| held.addresses() != service.seen.addresses) {
+                service.seen.addresses = held.addresses().to_vec();
+                service.seen.pool = Some(held.pool_annotation());
             }
             self.handle(Event::ServiceApplied(Box::new(service)));
         }
         let held = self.held(&key);
         let expect = &step["expect"];
-        let same = held.as_ref().map_or("", |held| &*held.pool) == expect["pool"]
-            && held.map(|held| held.addresses).unwrap_or_default() == addresses(&expect["ips"]);
+        let same = held.as_ref().map(Assignment::pool_annotation).unwrap_or_default()
+            == expect["pool"]
+            && held.map(|held| held.addresses().to_vec()).unwrap_or_default()
+                == addresses(&expect["ips"]);
         if input["svc"].is_null() {
             // What is written then is for those that waited, and the next step looks at it.
             return if same { Ok(()) } else { Err(step.to_string()) };
@@ -442,24 +499,33 @@ impl ControllerTrace {
     fn handle(&mut self, event: Event) {
         for action in self.controller.handle(event, self.now) {
             match action {
-                Action::PatchService { key, .. } => {
-                    self.written = true;
+                Action::PatchService { key, body } => {
+                    self.written |= writes_addresses(&body);
                     self.version += 1;
                     let resource_version = self.version.to_string();
                     let result = WriteResult::Written { resource_version };
                     self.handle(Event::WriteDone { key, result });
                 }
                 Action::PublishEvent { notice, .. } => self.reasons.push(notice.reason),
-                Action::PatchPoolStatus { .. } | Action::PatchConfigurationState { .. } => {}
+                Action::PatchStatus { .. } | Action::PatchConfigurationState { .. } => {}
             }
         }
     }
+}
+
+/// Whether a patch writes what MetalLB writes; a condition is ours.
+fn writes_addresses(body: &Value) -> bool {
+    body["status"].get("loadBalancer").is_some() || body["metadata"].get("annotations").is_some()
 }
 
 fn service(object: &Value, name: &str) -> Service {
     let mut object = object.clone();
     object["metadata"]["name"] = json!(name);
     Service::new(&serde_json::from_value(object).unwrap(), None).unwrap()
+}
+
+fn addresses_of(parts: Parts) -> Vec<IpAddr> {
+    parts.iter().map(|part| part.address).collect()
 }
 
 fn addresses(list: &Value) -> Vec<IpAddr> {

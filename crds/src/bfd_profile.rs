@@ -4,6 +4,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::AcceptanceStatus;
+
 /// How a BGP session is watched by BFD (RFC 5880).
 #[derive(
     CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
     kind = "BFDProfile",
     plural = "bfdprofiles",
     namespaced,
-    status = "BFDProfileStatus",
+    status = "AcceptanceStatus",
     derive = "PartialEq",
     derive = "Default",
     doc = "Timers and modes of the BFD sessions of the BGPPeers that name this profile.",
@@ -58,7 +60,3 @@ pub struct BFDProfileSpec {
     #[schemars(range(min = 1, max = 254))]
     pub minimum_ttl: Option<u32>,
 }
-
-/// Nothing is reported here.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-pub struct BFDProfileStatus {}

@@ -5,6 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::AcceptanceStatus;
+
 /// `aggregationLength` when it is not given: a route for each IPv4 address.
 pub const DEFAULT_AGGREGATION_LENGTH: i32 = 32;
 /// `aggregationLengthV6` when it is not given: a route for each IPv6 address.
@@ -18,7 +20,7 @@ pub const DEFAULT_AGGREGATION_LENGTH_V6: i32 = 128;
     kind = "BGPAdvertisement",
     plural = "bgpadvertisements",
     namespaced,
-    status = "BGPAdvertisementStatus",
+    status = "AcceptanceStatus",
     derive = "PartialEq",
     derive = "Default",
     doc = "Announces the addresses of pools to BGP peers.",
@@ -62,10 +64,12 @@ pub struct BGPAdvertisementSpec {
     /// Communities of the routes: "64500:100", "large:64500:1:2", or the name of an alias that a
     /// Community object defines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::communities")]
     pub communities: Vec<String>,
     /// Names of the pools to announce, besides those that ipAddressPoolSelectors match. With
     /// neither, every pool.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub ip_address_pools: Vec<String>,
     /// Pools to announce by their labels; one selector that matches is enough.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -78,6 +82,7 @@ pub struct BGPAdvertisementSpec {
     pub node_selectors: Vec<LabelSelector>,
     /// Names of the BGPPeers to announce to. Without it, every peer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub peers: Vec<String>,
     /// Services to announce, by their labels; one selector that matches is enough. Without it,
     /// every Service. Only with the default aggregation lengths.
@@ -101,10 +106,6 @@ impl Default for BGPAdvertisementSpec {
         }
     }
 }
-
-/// Nothing is reported here.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-pub struct BGPAdvertisementStatus {}
 
 fn aggregation_length_default() -> i32 {
     DEFAULT_AGGREGATION_LENGTH

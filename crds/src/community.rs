@@ -4,6 +4,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::AcceptanceStatus;
+
 /// Names for BGP communities.
 #[derive(
     CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
@@ -14,7 +16,7 @@ use serde::{Deserialize, Serialize};
     kind = "Community",
     plural = "communities",
     namespaced,
-    status = "CommunityStatus",
+    status = "AcceptanceStatus",
     derive = "PartialEq",
     derive = "Default",
     doc = "Names for BGP communities, to be used in BGPAdvertisements."
@@ -23,11 +25,12 @@ use serde::{Deserialize, Serialize};
 pub struct CommunitySpec {
     /// The names and what they stand for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::aliases")]
     pub communities: Vec<CommunityAlias>,
 }
 
 /// One name.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct CommunityAlias {
     /// The name; unique among all Community objects.
@@ -38,7 +41,3 @@ pub struct CommunityAlias {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub value: String,
 }
-
-/// Nothing is reported here.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-pub struct CommunityStatus {}

@@ -1,6 +1,6 @@
 //! IPAddressPool.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,7 @@ pub struct IPAddressPoolSpec {
     /// ranges with both ends included ("192.0.2.16-192.0.2.31"), IPv4 and IPv6 as you like. No
     /// address may be in two entries or two pools.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::addresses")]
     pub addresses: Vec<String>,
     /// Whether a Service that names no pool can be given an address of this one.
     #[serde(default = "auto_assign_default")]
@@ -48,6 +49,9 @@ pub struct IPAddressPoolSpec {
     /// For how long an address that a Service gave up is not given to another one that did not
     /// ask for it, such as "10m". An addition of Berth.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = [{
+        "rule": "duration(self) >= duration('0s')", "message": "below zero",
+    }]))]
     pub reuse_after: Option<Duration>,
     /// Whose Services may share an address of the pool. An addition of Berth.
     #[serde(default, skip_serializing_if = "is_default")]
@@ -103,6 +107,7 @@ pub struct ServiceAllocation {
     pub priority: i64,
     /// Only Services of these namespaces (or of those that namespaceSelectors match).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub namespaces: Vec<String>,
     /// Only Services of namespaces with labels that one of these selects (or of those named in
     /// namespaces).
@@ -115,23 +120,31 @@ pub struct ServiceAllocation {
     pub service_selectors: Vec<LabelSelector>,
 }
 
-/// How full a pool is. Written by the controller.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+/// How full a pool is, and whether it is accepted. Written by the controller.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct IPAddressPoolStatus {
     /// IPv4 addresses in use.
-    #[serde(rename = "assignedIPv4")]
+    #[serde(default, rename = "assignedIPv4")]
+    #[schemars(skip_serializing_if = "is_zero")]
     pub assigned_ipv4: i64,
     /// IPv6 addresses in use.
-    #[serde(rename = "assignedIPv6")]
+    #[serde(default, rename = "assignedIPv6")]
+    #[schemars(skip_serializing_if = "is_zero")]
     pub assigned_ipv6: i64,
     /// IPv4 addresses that are still free.
-    #[serde(rename = "availableIPv4")]
+    #[serde(default, rename = "availableIPv4")]
+    #[schemars(skip_serializing_if = "is_zero")]
     pub available_ipv4: i64,
     /// IPv6 addresses that are still free; for a pool of more than 2^63 - 1 addresses as many as
     /// the field can hold.
-    #[serde(rename = "availableIPv6")]
+    #[serde(default, rename = "availableIPv6")]
+    #[schemars(skip_serializing_if = "is_zero")]
     pub available_ipv6: i64,
+    /// What is made of the object: one condition of type Accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
 }
 
 fn auto_assign_default() -> bool {

@@ -5,6 +5,8 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::AcceptanceStatus;
+
 /// Which pools are announced by ARP and NDP, from where and for whom.
 #[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
@@ -13,7 +15,7 @@ use serde::{Deserialize, Serialize};
     kind = "L2Advertisement",
     plural = "l2advertisements",
     namespaced,
-    status = "L2AdvertisementStatus",
+    status = "AcceptanceStatus",
     derive = "PartialEq",
     derive = "Default",
     doc = "Announces the addresses of pools on the local network, by ARP for IPv4 and NDP for IPv6.",
@@ -36,6 +38,7 @@ pub struct L2AdvertisementSpec {
     /// Names of the pools to announce, besides those that ipAddressPoolSelectors match. With
     /// neither, every pool.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"))]
     pub ip_address_pools: Vec<String>,
     /// Pools to announce by their labels; one selector that matches is enough.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -58,6 +61,7 @@ pub struct L2AdvertisementSpec {
     /// add up, and the highest sum wins; a node that only other terms match still announces when
     /// nobody better is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 1024))]
     pub preferred_node_selectors: Vec<PreferredNodeSelector>,
 }
 
@@ -72,7 +76,3 @@ pub struct PreferredNodeSelector {
     #[schemars(schema_with = "crate::schema::label_selector")]
     pub preference: LabelSelector,
 }
-
-/// Nothing is reported here.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
-pub struct L2AdvertisementStatus {}

@@ -14,6 +14,7 @@ mod bfd_profile;
 mod bgp_advertisement;
 mod bgp_peer;
 mod community;
+mod conversion;
 mod definition;
 mod duration;
 mod ip_address_pool;
@@ -21,26 +22,25 @@ mod l2_advertisement;
 mod schema;
 mod status;
 
-pub use bfd_profile::{BFDProfile, BFDProfileSpec, BFDProfileStatus};
+pub use bfd_profile::{BFDProfile, BFDProfileSpec};
 pub use bgp_advertisement::{
-    BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus, DEFAULT_AGGREGATION_LENGTH,
+    BGPAdvertisement, BGPAdvertisementSpec, DEFAULT_AGGREGATION_LENGTH,
     DEFAULT_AGGREGATION_LENGTH_V6,
 };
-pub use bgp_peer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, DEFAULT_BGP_PORT, DynamicASN, v1beta1};
-pub use community::{Community, CommunityAlias, CommunitySpec, CommunityStatus};
+pub use bgp_peer::{BGPPeer, BGPPeerSpec, DEFAULT_BGP_PORT, DynamicASN, v1beta1};
+pub use community::{Community, CommunityAlias, CommunitySpec};
+pub use conversion::{V1BETA2_FIELDS, convert};
 pub use definition::{all, file_name, to_yaml};
 pub use duration::{Duration, DurationError};
 pub use ip_address_pool::{
     AllocationOrder, IPAddressPool, IPAddressPoolSpec, IPAddressPoolStatus, RemovalPolicy,
     ServiceAllocation, SharingScope,
 };
-pub use l2_advertisement::{
-    L2Advertisement, L2AdvertisementSpec, L2AdvertisementStatus, PreferredNodeSelector,
-};
+pub use l2_advertisement::{L2Advertisement, L2AdvertisementSpec, PreferredNodeSelector};
 pub use status::{
-    ConfigurationResult, ConfigurationState, ConfigurationStateSpec, ConfigurationStateStatus,
-    InterfaceInfo, ServiceBGPStatus, ServiceBGPStatusSpec, ServiceBGPStatusStatus, ServiceL2Status,
-    ServiceL2StatusSpec, ServiceL2StatusStatus,
+    AcceptanceStatus, ConfigurationResult, ConfigurationState, ConfigurationStateSpec,
+    ConfigurationStateStatus, InterfaceInfo, ServiceBGPStatus, ServiceBGPStatusSpec,
+    ServiceBGPStatusStatus, ServiceL2Status, ServiceL2StatusSpec, ServiceL2StatusStatus,
 };
 
 /// The API group of every kind here.

@@ -1,9 +1,20 @@
-//! The kinds that only report: ServiceL2Status, ServiceBGPStatus and ConfigurationState.
+//! What is reported: [`AcceptanceStatus`], and the kinds that do nothing else, ServiceL2Status,
+//! ServiceBGPStatus and ConfigurationState.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+/// Whether an object is accepted; the status of every kind of which nothing else is told. Written
+/// by the controller.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+pub struct AcceptanceStatus {
+    /// What is made of the object: one condition of type Accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
 
 /// Nothing is wanted here.
 #[derive(

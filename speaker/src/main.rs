@@ -9,8 +9,8 @@ use anyhow::Result;
 use clap::{ArgAction, Parser};
 use shell::{
     client::{connect, install_crypto, stop_on_signals},
-    flags::NoEffect,
-    probes::{on_all_addresses, on_loopback},
+    flags::ServingFlags,
+    probes::{MetricsServer, on_all_addresses, on_loopback},
     telemetry::{self, LogLevel},
 };
 use speaker::{
@@ -79,7 +79,7 @@ struct Args {
     log_level: LogLevel,
 
     #[command(flatten)]
-    no_effect: NoEffect,
+    serving: ServingFlags,
 
     #[command(flatten)]
     other_ways: OtherWays,
@@ -118,6 +118,7 @@ async fn main() -> Result<()> {
     let args = Args::parse();
     install_crypto();
     telemetry::init(args.log_level);
+    let access = args.serving.metrics_access()?;
     let exclude = Exclude::read(&args.exclude_interfaces)?;
     let agent = concat!("berth-speaker/", env!("CARGO_PKG_VERSION"));
     let namespace = args.namespace.filter(|namespace| !namespace.is_empty());
@@ -132,7 +133,7 @@ async fn main() -> Result<()> {
             lb_class: (!args.lb_class.is_empty()).then_some(args.lb_class),
             ignore_exclude_label: args.ignore_exclude_lb,
         },
-        metrics: on_all_addresses(args.port),
+        metrics: on_all_addresses(args.port).map(|address| MetricsServer { address, access }),
         health: on_loopback(args.health_probe_port),
     };
     run(settings, clients, stop_on_signals()?).await

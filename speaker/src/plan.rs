@@ -212,8 +212,8 @@ fn layer2_of_address(
     pool: &Pool,
     context: Context<'_>,
 ) -> Result<WantedAddress, Refusal> {
-    let ads: Vec<&L2Advertisement> =
-        pool.l2_advertisements.iter().filter(|ad| ad.selects(&service.labels)).collect();
+    let ads = pool.l2_advertisements.iter().map(|ad| &**ad);
+    let ads: Vec<&L2Advertisement> = ads.filter(|ad| ad.selects(&service.labels)).collect();
     if ads.is_empty() {
         return Err(Refusal::NoAdvertisement { pool: pool.name.to_string() });
     }
@@ -288,6 +288,7 @@ fn bgp_of(
         let ads: Vec<_> = pool
             .bgp_advertisements
             .iter()
+            .map(|ad| &**ad)
             .filter(|ad| ad.nodes.contains(me) && ad.selects(&service.labels))
             .collect();
         if !ads.is_empty() {

@@ -118,7 +118,16 @@ impl ControlPlane {
     /// # Errors
     /// What kubectl complained of.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        self.kubectl_with_input(arguments, "")
+        self.run_kubectl(&[], arguments, "")
+    }
+
+    /// `kubectl edit` with sed as the editor, run with this script.
+    ///
+    /// # Errors
+    /// What kubectl complained of.
+    pub fn edit(&self, object: &str, namespace: &str, script: &str) -> Result<String> {
+        let editor = format!("KUBE_EDITOR=sed -i {script}");
+        self.run_kubectl(&[&editor], &["edit", object, "--namespace", namespace], "")
     }
 
     /// Applies a manifest of one or more objects, in YAML or JSON.
@@ -126,7 +135,23 @@ impl ControlPlane {
     /// # Errors
     /// What kubectl complained of.
     pub fn apply(&self, manifest: &str) -> Result<String> {
-        self.kubectl_with_input(&["apply", "-f", "-"], manifest)
+        self.run_kubectl(&[], &["apply", "-f", "-"], manifest)
+    }
+
+    /// What would come of applying a manifest.
+    ///
+    /// # Errors
+    /// As [`apply`](Self::apply).
+    pub fn dry_run(&self, manifest: &str) -> Result<String> {
+        self.run_kubectl(&[], &["apply", "--dry-run=server", "-f", "-"], manifest)
+    }
+
+    /// Applies a manifest and takes a warning for an error; it is stored all the same.
+    ///
+    /// # Errors
+    /// What kubectl complained of, and what the API server warned of.
+    pub fn apply_without_warning(&self, manifest: &str) -> Result<String> {
+        self.run_kubectl(&[], &["apply", "--warnings-as-errors", "-f", "-"], manifest)
     }
 
     /// One object, as JSON.
@@ -159,13 +184,15 @@ impl ControlPlane {
         Ok(path)
     }
 
-    fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
+    fn run_kubectl(&self, environment: &[&str], arguments: &[&str], input: &str) -> Result<String> {
         let (kubelab, kubeconfig) = (self.kubelab.to_string_lossy(), self.kubeconfig());
         let kubeconfig = format!("--kubeconfig={}", kubeconfig.display());
         // Discovery is cached under the home folder otherwise, for a server of the same address
         // and another life.
         let cache = format!("--cache-dir={}", self.directory.join("kubectl").display());
-        let mut program = vec![&*kubelab, "kubectl", &kubeconfig, &cache];
+        let mut program = vec!["env"];
+        program.extend(environment);
+        program.extend([&*kubelab, "kubectl", &kubeconfig, &cache]);
         program.extend(arguments);
         self.segment
             .namespace()
@@ -223,8 +250,9 @@ impl ControlPlane {
 
     fn start_apiserver(&mut self) -> Result<()> {
         let pki = self.directory.join("pki");
+        // No kube-proxy runs beside it, so it calls webhooks by the addresses of their pods.
         let flags = format!(
-            "--etcd-servers={ETCD} --bind-address=:: --secure-port=6443 \
+            "--enable-aggregator-routing=true --etcd-servers={ETCD} --bind-address=:: --secure-port=6443 \
              --advertise-address={SERVER} --tls-cert-file={pki}/apiserver.crt \
              --tls-private-key-file={pki}/apiserver.key --client-ca-file={pki}/ca.crt \
              --token-auth-file={tokens} --authorization-mode=RBAC --allow-privileged=true \
@@ -388,15 +416,17 @@ impl Node {
     }
 }
 
-/// What a pod is called.
+/// What is said of a pod.
 #[derive(Debug, Clone, Copy)]
-pub struct PodName<'a> {
+pub struct PodSpec<'a> {
     /// Its namespace in Kubernetes.
     pub namespace: &'a str,
     /// Its name, which is that of its network namespace in the lab too.
     pub name: &'a str,
-    /// Its label `app`, which Services select by.
-    pub app: &'a str,
+    /// Its labels, which Services select by.
+    pub labels: &'a [(&'a str, &'a str)],
+    /// Those of its container, as in a manifest; Services may name them.
+    pub ports: &'a [Value],
 }
 
 /// A pod: a namespace behind a node with a Pod object that is bound to it.
@@ -418,7 +448,7 @@ impl Pod {
         lab: &Lab,
         cluster: &ControlPlane,
         node: &mut Node,
-        PodName { namespace: kube_namespace, name, app }: PodName<'_>,
+        PodSpec { namespace: kube_namespace, name, labels, ports }: PodSpec<'_>,
     ) -> Result<Self> {
         node.pods += 1;
         let (n, index) = (node.number, node.pods);
@@ -443,11 +473,15 @@ impl Pod {
         wait_for("the default service account", START_LIMIT, || {
             cluster.get("serviceaccount", kube_namespace, "default")
         })?;
+        let labels: BTreeMap<_, _> = labels.iter().copied().collect();
         let pod = json!({
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": { "namespace": kube_namespace, "name": name, "labels": { "app": app } },
-            "spec": { "nodeName": node.name, "containers": [{ "name": "main", "image": "none" }] },
+            "metadata": { "namespace": kube_namespace, "name": name, "labels": labels },
+            "spec": {
+                "nodeName": node.name,
+                "containers": [{ "name": "main", "image": "none", "ports": ports }],
+            },
         });
         cluster.apply(&pod.to_string())?;
         let key = (kube_namespace.to_owned(), name.to_owned());
@@ -468,11 +502,11 @@ impl Pod {
         lab: &Lab,
         cluster: &ControlPlane,
         node: &mut Node,
-        name: PodName<'_>,
+        spec: PodSpec<'_>,
     ) -> Result<(Self, Process)> {
-        let pod = Self::run(lab, cluster, node, name)?;
+        let pod = Self::run(lab, cluster, node, spec)?;
         let mut command = pod.namespace.command("python3");
-        command.arg(Path::new(HERE).join("kube/backend.py")).args([name.name, "8080"]);
+        command.arg(Path::new(HERE).join("kube/backend.py")).args([spec.name, "8080"]);
         let mut process = pod.namespace.spawn("backend", command)?;
         wait_for("the backend answers", START_LIMIT, || {
             process.check_running()?;

@@ -404,6 +404,7 @@ impl Node {
         command.env("KUBECONFIG", directory.join("kubeconfig"));
         command.args(["--node-name", &self.name(), "--namespace", NAMESPACE]);
         command.args(["--ml-bindaddr", &format!("10.0.0.1{}", self.number)]);
+        command.arg("--metrics-mode=plain");
         command.arg("--ml-secret-key-path").arg(directory.join("key"));
         command
     }

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod api_suite;
+pub mod crowd;
+pub mod install;
 pub mod kube;
 pub mod lab;
 pub mod programs;

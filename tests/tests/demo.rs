@@ -29,6 +29,7 @@ fn the_demo_sees_every_step_work_and_leaves_nothing() {
         "fd00:a::200",
         "ServiceL2Status says n",
         "ingress-nginx 10.0.0.",
+        "others kept theirs",
         "took over",
     ] {
         assert!(seen(text), "no step tells of {text}:\n{story}");

@@ -3,33 +3,23 @@
 //! the address. Needs root; run with `--test-threads=1`.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeSet;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use netlab::{End, Lab, Namespace, Process, wait_for};
-use serde_json::{Value, json};
-use tests::kube::{ControlPlane, Node, Pod, PodName, Readiness, build, fetch};
+use serde_json::json;
+use tests::{
+    install::{
+        Controller, LIMIT, POOL, Place, Workload, external_addresses, in_lab, install,
+        refused_nothing,
+    },
+    kube::{ControlPlane, Node, Pod, PodSpec, Readiness, build, fetch},
+    programs::built,
+};
 
-/// For anything that Kubernetes or Berth does by itself. Most take well under a second.
-const LIMIT: Duration = Duration::from_secs(30);
 /// For all checks of the API suite together.
 const SUITE_LIMIT: Duration = Duration::from_secs(180);
 const CLIENT: [&str; 2] = ["10.99.0.100", "fd99::100"];
-
-const POOL: &str = r#"
-apiVersion: metallb.io/v1beta1
-kind: IPAddressPool
-metadata: {name: lan, namespace: metallb-system}
-spec: {addresses: [10.99.0.200-10.99.0.219, "fd99::200-fd99::219"]}
----
-apiVersion: metallb.io/v1beta1
-kind: L2Advertisement
-metadata: {name: lan, namespace: metallb-system}
-spec: {ipAddressPools: [lan]}
-"#;
 
 /// A rule between two fields, which the schema states as a CEL expression.
 const BAD_ADVERTISEMENT: &str = r"
@@ -115,7 +105,7 @@ spec:
 fn berth_on_a_real_control_plane() {
     on_stage(|lab, stage| {
         let cluster = &stage.cluster;
-        let _berth = Berth::install(lab, cluster, &stage.nodes)?;
+        let _berth = Berth::install(lab, cluster, &mut stage.nodes)?;
         cluster.apply(POOL)?;
         let refusal = cluster.apply(BAD_ADVERTISEMENT).unwrap_or_else(|error| format!("{error:#}"));
         ensure!(
@@ -126,7 +116,8 @@ fn berth_on_a_real_control_plane() {
         let mut backends = Vec::new();
         for node in &mut stage.nodes {
             let name = format!("web-{}", node.name());
-            let name = PodName { namespace: "shop", name: &name, app: "web" };
+            let labels = &[("app", "web")];
+            let name = PodSpec { namespace: "shop", name: &name, labels, ports: &[] };
             backends.push(Pod::run_backend(lab, cluster, node, name)?);
         }
         let addresses = external_addresses(cluster, "shop", "web")?;
@@ -183,14 +174,14 @@ fn berth_on_a_real_control_plane() {
 fn ingress_controller_behind_a_berth_address() {
     on_stage(|lab, stage| {
         let cluster = &stage.cluster;
-        let _berth = Berth::install(lab, cluster, &stage.nodes)?;
+        let _berth = Berth::install(lab, cluster, &mut stage.nodes)?;
         cluster.apply(POOL)?;
         cluster.apply(INGRESS)?;
-        let name = |name, app| PodName { namespace: "ingress", name, app };
+        let name = |name, labels| PodSpec { namespace: "ingress", name, labels, ports: &[] };
         let [first, second] = &mut stage.nodes;
-        let _red = Pod::run_backend(lab, cluster, first, name("red-pod", "red"))?;
-        let _blue = Pod::run_backend(lab, cluster, second, name("blue-pod", "blue"))?;
-        let pod = Pod::run(lab, cluster, second, name("skipper", "skipper"))?;
+        let _red = Pod::run_backend(lab, cluster, first, name("red-pod", &[("app", "red")]))?;
+        let _blue = Pod::run_backend(lab, cluster, second, name("blue-pod", &[("app", "blue")]))?;
+        let pod = Pod::run(lab, cluster, second, name("skipper", &[("app", "skipper")]))?;
         let mut skipper = start_skipper(lab, cluster, &pod)?;
         for address in external_addresses(cluster, "ingress", "skipper")? {
             for color in ["red", "blue"] {
@@ -251,166 +242,37 @@ fn on_stage(test: impl FnOnce(&Lab, &mut Stage) -> Result<()>) {
     in_lab(|lab| test(lab, &mut Stage::build(lab)?));
 }
 
-/// Runs a test in a new lab; when it fails, says so with the ends of all logs.
-fn in_lab(test: impl FnOnce(&Lab) -> Result<()>) {
-    let lab = Lab::new().unwrap();
-    if let Err(error) = test(&lab) {
-        for log in logs(&lab) {
-            let text = fs::read_to_string(&log).unwrap_or_default();
-            let lines: Vec<_> = text.lines().collect();
-            let tail = lines[lines.len().saturating_sub(25)..].join("\n");
-            eprintln!("---- {}\n{tail}\n", log.display());
-        }
-        panic!("{error:#}");
-    }
-    lab.close().unwrap();
-}
-
-fn logs(lab: &Lab) -> Vec<PathBuf> {
-    let files = fs::read_dir(lab.directory()).unwrap().map(|entry| entry.unwrap().path());
-    let mut logs: Vec<_> =
-        files.filter(|file| file.extension().is_some_and(|e| e == "log")).collect();
-    logs.sort();
-    logs
-}
-
-/// The two programs, run as their manifests say. What a kubelet would do, this does: it looks up
-/// the environment, mounts the Secret, and takes away user and capabilities.
+/// The two programs as `deploy/install.yaml` describes them: a controller in a pod of the first
+/// node, and a speaker on each.
 struct Berth {
-    _processes: Vec<Process>,
+    _controller: Controller,
+    _speakers: Vec<Process>,
 }
 
 impl Berth {
-    fn install(lab: &Lab, cluster: &ControlPlane, nodes: &[Node]) -> Result<Self> {
-        let programs = tests::programs::built()?;
-        let manifest = repository().join("deploy/install.yaml");
-        let manifest = fs::read_to_string(&manifest)
-            .with_context(|| format!("reading {}", manifest.display()))?;
-        cluster.apply(&manifest)?;
-        let crds = cluster.kubectl(&["get", "crd", "--output=name"])?;
-        let crds: Vec<_> = crds.lines().filter(|name| name.ends_with(".metallb.io")).collect();
-        ensure!(crds.len() == 9, "install.yaml brings all kinds: {crds:?}");
-        let mut wait = vec!["wait", "--for=condition=Established", "--timeout=30s"];
-        wait.extend(&crds);
-        cluster.kubectl(&wait)?;
-
-        let controller = Container::of(cluster, "deployment", "controller", &programs)?;
-        let place = Place { node: "n1", address: "10.99.0.1" };
-        let mut processes =
-            vec![controller.start(lab, cluster, cluster.segment().namespace(), &place)?];
+    fn install(lab: &Lab, cluster: &ControlPlane, nodes: &mut [Node]) -> Result<Self> {
+        let programs = built()?;
+        install(cluster)?;
+        let mut controller = Controller::start(lab, cluster, &mut nodes[0], &programs)?;
         // The Secret that the speakers share is the controller's work.
         let secret = wait_for("the memberlist Secret", LIMIT, || {
-            processes[0].check_running()?;
+            controller.check_running()?;
             let path = "--output=go-template={{.data.secretkey | base64decode}}";
             cluster.kubectl(&["get", "secret", "memberlist", "--namespace=metallb-system", path])
         })?;
         let mount = lab.directory().join("memberlist");
         fs::create_dir_all(&mount)?;
         fs::write(mount.join("secretkey"), secret)?;
-        let speaker = Container::of(cluster, "daemonset", "speaker", &programs)?;
+        let speaker = Workload::of(cluster, "daemonset", "speaker", &programs)?;
+        let mut _speakers = Vec::new();
         for node in nodes {
-            let place = Place { node: node.name(), address: &node.address() };
-            processes.push(speaker.start(lab, cluster, node.namespace(), &place)?);
+            let pod = format!("speaker-{}", node.name());
+            let place = Place { pod: &pod, node: node.name(), address: &node.address() };
+            let command = speaker.command(lab, cluster, node.namespace(), place)?;
+            _speakers.push(node.namespace().spawn("berth-speaker", command)?);
         }
-        Ok(Self { _processes: processes })
+        Ok(Self { _controller: controller, _speakers })
     }
-}
-
-/// Where a pod of ours runs, as the downward API tells it.
-struct Place<'a> {
-    node: &'a str,
-    address: &'a str,
-}
-
-/// The one container of a workload in `metallb-system`.
-struct Container {
-    account: String,
-    program: PathBuf,
-    pod: Value,
-    container: Value,
-}
-
-impl Container {
-    fn of(cluster: &ControlPlane, kind: &str, name: &str, programs: &Path) -> Result<Self> {
-        let workload = cluster.get(kind, "metallb-system", name)?;
-        let pod = workload["spec"]["template"]["spec"].clone();
-        let container = pod["containers"][0].clone();
-        let account = pod["serviceAccountName"].as_str().context("serviceAccountName")?.to_owned();
-        let program = programs.join(format!("berth-{name}"));
-        Ok(Self { account, program, pod, container })
-    }
-
-    fn start(
-        &self,
-        lab: &Lab,
-        cluster: &ControlPlane,
-        namespace: &Namespace,
-        place: &Place<'_>,
-    ) -> Result<Process> {
-        // Where others may read it: the build folder may be closed to the user it runs as.
-        let program = lab.directory().join(self.program.file_name().context("a program")?);
-        if !program.exists() {
-            fs::copy(&self.program, &program)?;
-        }
-        let mut command = namespace.command("setpriv");
-        command.args(self.privileges()).arg("--").arg(&program);
-        for argument in self.container["args"].as_array().into_iter().flatten() {
-            command.arg(argument.as_str().context("args are strings")?);
-        }
-        for variable in self.container["env"].as_array().into_iter().flatten() {
-            let name = variable["name"].as_str().context("a variable has a name")?;
-            command.env(name, self.value(lab, variable, place)?);
-        }
-        command.env("KUBECONFIG", cluster.kubeconfig_of("metallb-system", &self.account)?);
-        let name = self.program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        namespace.spawn(&name, command)
-    }
-
-    /// The user and the capabilities of the security contexts, in setpriv's words.
-    fn privileges(&self) -> Vec<String> {
-        let context = &self.container["securityContext"];
-        let user = [context, &self.pod["securityContext"]]
-            .into_iter()
-            .find_map(|context| context["runAsUser"].as_u64())
-            .unwrap_or(0);
-        let mut capabilities = "-all".to_owned();
-        for capability in context["capabilities"]["add"].as_array().into_iter().flatten() {
-            capabilities +=
-                &format!(",+{}", capability.as_str().unwrap_or_default().to_lowercase());
-        }
-        vec![
-            format!("--reuid={user}"),
-            format!("--regid={user}"),
-            "--clear-groups".to_owned(),
-            "--no-new-privs".to_owned(),
-            format!("--bounding-set={capabilities}"),
-            format!("--inh-caps={capabilities}"),
-        ]
-    }
-
-    fn value(&self, lab: &Lab, variable: &Value, place: &Place<'_>) -> Result<String> {
-        if let Some(value) = variable["value"].as_str() {
-            for mount in self.container["volumeMounts"].as_array().into_iter().flatten() {
-                if mount["mountPath"] == value {
-                    let volume = mount["name"].as_str().context("a mount names its volume")?;
-                    return Ok(lab.directory().join(volume).to_string_lossy().into_owned());
-                }
-            }
-            return Ok(value.to_owned());
-        }
-        let path = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
-        match path.with_context(|| format!("a source of {variable}"))? {
-            "metadata.namespace" => Ok("metallb-system".to_owned()),
-            "metadata.name" => Ok(format!("{}-{}", self.account, place.node)),
-            "spec.nodeName" => Ok(place.node.to_owned()),
-            "status.podIP" | "status.hostIP" => Ok(place.address.to_owned()),
-            other => bail!("this kubelet does not know the field {other}"),
-        }
-    }
-}
-
-fn repository() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 fn start_skipper(lab: &Lab, cluster: &ControlPlane, pod: &Pod) -> Result<Process> {
@@ -432,21 +294,6 @@ fn start_skipper(lab: &Lab, cluster: &ControlPlane, pod: &Pod) -> Result<Process
     })?;
     pod.set_ready(cluster, Readiness::Ready)?;
     Ok(process)
-}
-
-/// What `kubectl get service` shows under EXTERNAL-IP once there is one: an IPv4 and an IPv6
-/// address of the pool.
-fn external_addresses(cluster: &ControlPlane, namespace: &str, name: &str) -> Result<[String; 2]> {
-    wait_for(&format!("{namespace}/{name} has its external addresses"), LIMIT, || {
-        let table = cluster.kubectl(&["get", "service", name, "--namespace", namespace])?;
-        let mut rows = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-        let (Some(head), Some(row)) = (rows.next(), rows.next()) else { bail!("{table}") };
-        let column = head.iter().position(|title| *title == "EXTERNAL-IP");
-        let cell = column.and_then(|column| row.get(column)).with_context(|| table.clone())?;
-        let (v4, v6) = cell.split_once(',').with_context(|| table.clone())?;
-        ensure!(v4.starts_with("10.99.0.2") && v6.starts_with("fd99::2"), table);
-        Ok([v4.to_owned(), v6.to_owned()])
-    })
 }
 
 /// What a backend answered.
@@ -487,16 +334,6 @@ fn local_owner(stage: &Stage, address: &str, allowed: &[&str]) -> Result<String>
         ensure!(pods == BTreeSet::from([format!("web-{owner}")]), "{owner} has it: {answers:?}");
         Ok(owner.to_owned())
     })
-}
-
-/// Neither program asked for anything that its role does not grant.
-fn refused_nothing(lab: &Lab) -> Result<()> {
-    for log in logs(lab).iter().filter(|log| log.to_string_lossy().contains("berth-")) {
-        let text = fs::read_to_string(log)?;
-        let refusal = text.lines().find(|line| line.to_lowercase().contains("forbidden"));
-        ensure!(refusal.is_none(), "{}: {}", log.display(), refusal.unwrap_or_default());
-    }
-    Ok(())
 }
 
 fn in_url(address: &str) -> String {

@@ -13,11 +13,14 @@ use tests::sim::{
     Cluster, Fault, Options,
     checker::at_rest,
     cluster::{Broken, addresses},
-    scenario::{REST, Shape, cluster, create, endpoints, play},
+    replicas,
+    scenario::{REST, Shape, cluster, create, endpoints, play, play_replicas, restarts},
 };
 
 /// Seeds of a run of `make test`.
 const SEEDS: u64 = 1000;
+/// Seeds of the replicas, each with dozens of deaths and takeovers.
+const REPLICA_SEEDS: u64 = 300;
 
 fn settled(seed: u64, options: Options, services: u32) -> Cluster {
     let mut cluster = cluster(seed, options, services);
@@ -255,4 +258,40 @@ fn a_rule_broken_on_purpose_is_seen() {
     let error = at_rest(&cluster).unwrap_err();
     println!("{broken:?}: {error}");
     assert!(error.contains("the router has"), "{error}");
+}
+
+#[test]
+fn replicas_never_give_an_address_twice_or_take_one_away() {
+    let violations: Vec<String> = (0..REPLICA_SEEDS)
+        .filter_map(|seed| {
+            let (all, outcome) = play_replicas(seed, None);
+            let error = outcome.err()?;
+            Some(format!("seed {seed}: {error}\n{}", all.story.join("\n")))
+        })
+        .collect();
+    assert!(violations.is_empty(), "{} of {REPLICA_SEEDS}: {}", violations.len(), violations[0]);
+}
+
+#[test]
+fn a_hundred_restarts_at_random_moments_move_nothing() {
+    for (seed, count) in [(1, 1), (2, 1), (3, 2), (4, 3)] {
+        let (all, outcome) = restarts(seed, count, 100);
+        if let Err(error) = outcome {
+            panic!("{count} replicas, seed {seed}: {error}\n{}", all.story.join("\n"));
+        }
+        println!("{count} replicas: 100 restarts, {} writes", all.api.writes);
+    }
+}
+
+#[test]
+fn broken_rules_of_replicas_are_seen() {
+    for broken in [
+        replicas::Broken::EverybodyLeads,
+        replicas::Broken::NoListOnTakeover,
+        replicas::Broken::WritesPastDeadline,
+    ] {
+        let caught = (0..REPLICA_SEEDS).find(|seed| play_replicas(*seed, Some(broken)).1.is_err());
+        println!("{broken:?}: seed {caught:?}");
+        assert!(caught.is_some(), "{broken:?} went unseen");
+    }
 }

@@ -20,7 +20,7 @@ const CRATES: [(&str, &str, &[&str]); 11] = [
     ("speaker", "speaker", &["bfd", "bgp", "config", "crds", "layer2", "shell"]),
     ("apiserver", "cli/apiserver", &["config", "crds"]),
     ("netlab", "cli/netlab", &[]),
-    ("cli", "cli", &["apiserver", "config", "crds", "netlab"]),
+    ("cli", "cli", &["apiserver", "config", "controller", "crds", "netlab", "shell"]),
 ];
 
 /// Crates without threads, sockets and clocks.

@@ -13,8 +13,8 @@ use std::{
 };
 
 use config::{
-    BgpAdvertisement, Config, InterfaceMatch, L2Advertisement, Labels, NodeName, Peer, PeerAddress,
-    PeerAsn, Pool, Resources, Selector,
+    BgpAdvertisement, Candidate, Config, Existing, InterfaceMatch, L2Advertisement, Labels,
+    NodeName, Operation, Peer, PeerAddress, PeerAsn, Pool, Resources, Selector, admit,
 };
 use k8s_openapi::{
     api::core::v1::Secret,
@@ -34,6 +34,104 @@ fn vectors_config_parse() {
         same_pools(&config, &expect["config"]["Pools"]["ByName"])?;
         same_peers(&config, &expect["config"]["Peers"])?;
         same_profiles(&config, &expect["config"]["BFDProfiles"])
+    });
+}
+
+/// What one back end or another refuses. The objects of these cases hold nothing else, so they are
+/// completed first.
+#[test]
+fn vectors_config_validate() {
+    check("config_validate", |input, expect| {
+        let mut objects = input["resources"].clone();
+        for (plural, kind) in KINDS {
+            for (i, object) in elements_mut(&mut objects[plural]).enumerate() {
+                complete(kind, object, i);
+            }
+        }
+        if elements(&objects["bgppeers"]).any(|peer| peer["spec"]["bfdProfile"] == "foo") {
+            objects["bfdprofiles"] = json!([{ "metadata": { "name": "foo" } }]);
+        }
+        let (_, errors) = Config::parse(&resources(&objects), None);
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let refused = expect["error"].is_string();
+        if refused != errors.is_empty() { Ok(()) } else { Err(format!("{errors:?}")) }
+    });
+}
+
+/// The cases are of the webhooks alone: which rules there are is the affair of a stand-in, which
+/// refuses when it is told to. Here the objects are completed, and broken instead.
+#[test]
+fn vectors_webhooks() {
+    check("webhooks", |input, expect| {
+        let kind = input["kind"].as_str().unwrap();
+        let (plural, kind) = *KINDS.iter().find(|(_, of)| *of == kind).unwrap();
+        let mut existing = json!({ (plural): input["existing"]["items"] });
+        for (i, object) in elements_mut(&mut existing[plural]).enumerate() {
+            complete(kind, object, i);
+        }
+        let mut object = input["object"].clone();
+        complete(kind, &mut object, 7);
+        if input["validatorForcedError"] == true {
+            object["spec"] = match kind {
+                "IPAddressPool" => json!({ "addresses": ["x"] }),
+                "BGPPeer" => json!({ "myASN": 0 }),
+                "Community" => json!({ "communities": [{ "name": "x", "value": "x" }] }),
+                _ => json!({ "nodeSelectors": [{}, {}] }),
+            };
+        }
+        let operation = match input["operation"].as_str() {
+            Some("CREATE") => Operation::Create,
+            Some("UPDATE") => Operation::Update,
+            Some("DELETE") => Operation::Delete,
+            other => panic!("operation {other:?}"),
+        };
+        let namespace = input["metallbNamespace"].as_str().unwrap();
+        let resources = resources(&existing);
+        let existing = Existing { resources: &resources, held: &BTreeMap::new(), namespace };
+        let candidate = Candidate::from_json(&object).unwrap().unwrap();
+        match (admit(operation, &candidate, &existing), expect["error"].as_str()) {
+            (Ok(warnings), None) => {
+                let expected = expect["warning"].as_str().unwrap_or_default();
+                same("warnings", &json!(warnings.concat()), &json!(expected))
+            }
+            (Err(errors), Some(expected)) => {
+                let found: Vec<String> = errors.iter().map(ToString::to_string).collect();
+                let told = expected == "error!" || found.iter().any(|e| e.contains(expected));
+                if told { Ok(()) } else { Err(format!("{found:?}, not {expected}")) }
+            }
+            (found, expected) => Err(format!("{found:?}, not {expected:?}")),
+        }
+    });
+}
+
+/// What refers to objects that may still come is taken away before an object is checked: only what
+/// is left may be refused.
+#[test]
+fn vectors_config_reset_transient() {
+    check("config_reset_transient", |input, expect| {
+        let resources = Resources::default();
+        let existing = Existing { resources: &resources, held: &BTreeMap::new(), namespace: "ns" };
+        for (plural, kind) in KINDS {
+            let left = elements(&expect["result"][plural]);
+            for (object, left) in elements(&input["resources"][plural]).zip(left) {
+                let mut object = object.clone();
+                complete(kind, &mut object, 0);
+                object["metadata"]["namespace"] = "ns".into();
+                let candidate = Candidate::from_json(&object).unwrap().unwrap();
+                let refused = admit(Operation::Create, &candidate, &existing).err();
+                let refused: Vec<String> =
+                    refused.iter().flatten().map(|e| e.field().to_owned()).collect();
+                let texts = object["spec"]["communities"].as_array().into_iter().flatten();
+                let expected: Vec<String> = texts
+                    .enumerate()
+                    .filter(|(_, text)| text.is_string())
+                    .filter(|(_, text)| elements(&left["spec"]["communities"]).any(|l| l == *text))
+                    .map(|(i, _)| format!("spec.communities[{i}]"))
+                    .collect();
+                same(kind, &json!(refused), &json!(expected))?;
+            }
+        }
+        Ok(())
     });
 }
 
@@ -112,6 +210,16 @@ fn check(file: &str, case: impl Fn(&Value, &Value) -> Result<(), String>) {
     assert!(count > 0 && faults.is_empty(), "{file}:\n{}", faults.join("\n"));
 }
 
+/// Plural and kind.
+const KINDS: [(&str, &str); 6] = [
+    ("ipaddresspools", "IPAddressPool"),
+    ("l2advertisements", "L2Advertisement"),
+    ("bgpadvertisements", "BGPAdvertisement"),
+    ("bgppeers", "BGPPeer"),
+    ("bfdprofiles", "BFDProfile"),
+    ("communities", "Community"),
+];
+
 fn resources(objects: &Value) -> Resources {
     let secrets = objects["passwordsecrets"].as_object().into_iter().flatten();
     Resources {
@@ -128,6 +236,34 @@ fn resources(objects: &Value) -> Resources {
             .collect(),
         namespaces: elements(&objects["namespaces"]).map(name_and_labels).collect(),
         ..Resources::default()
+    }
+}
+
+/// What every good object of its kind has, where this one has it not.
+fn complete(kind: &str, object: &mut Value, index: usize) {
+    let version = if kind == "BGPPeer" { "v1beta2" } else { "v1beta1" };
+    object["apiVersion"] = format!("metallb.io/{version}").into();
+    object["kind"] = kind.into();
+    if object["metadata"]["name"].is_null() {
+        object["metadata"]["name"] = format!("o{index}").into();
+    }
+    if object["spec"].is_null() {
+        object["spec"] = json!({});
+    }
+    let spec = &mut object["spec"];
+    if kind == "IPAddressPool" && spec["addresses"].is_null() {
+        spec["addresses"] = json!([format!("192.0.{index}.0/24")]);
+    }
+    if kind == "BGPPeer" {
+        if spec["myASN"] == 0 {
+            spec["myASN"] = 64500.into();
+        }
+        if spec["peerASN"].is_null() {
+            spec["peerASN"] = 64501.into();
+        }
+        if spec["peerAddress"].is_null() && spec["interface"].is_null() {
+            spec["peerAddress"] = format!("192.0.2.{index}").into();
+        }
     }
 }
 
@@ -371,6 +507,10 @@ fn sorted(list: &Value) -> Value {
 
 fn texts(list: &Value) -> impl Iterator<Item = &str> {
     elements(list).map(|element| element.as_str().unwrap())
+}
+
+fn elements_mut(list: &mut Value) -> impl Iterator<Item = &mut Value> {
+    list.as_array_mut().into_iter().flatten()
 }
 
 fn elements(list: &Value) -> impl Iterator<Item = &Value> {

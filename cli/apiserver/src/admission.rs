@@ -1,13 +1,18 @@
 //! The rules of `metallb.io` that no schema can state: asked of `config`, in process, where a real
 //! API server asks the controller's webhook.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
-use config::{Candidate, ConfigError, Operation, Resources, admit};
+use config::{Candidate, ConfigError, Existing, Operation, Resources, ServiceKey, admit};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::{
+    builtin::BuiltIn,
     resource::{Form, Registry},
     store::Store,
 };
@@ -25,7 +30,10 @@ pub(crate) fn ask(
 ) -> Result<Vec<String>, Vec<ConfigError>> {
     match Candidate::from_json(object).map_err(|error| vec![error])? {
         Some(candidate) => {
-            admit(operation, &candidate, &existing(registry, store, namespace), namespace)
+            let resources = existing(registry, store, namespace);
+            let held = held(registry, store);
+            let existing = Existing { resources: &resources, held: &held, namespace };
+            admit(operation, &candidate, &existing)
         }
         None => Ok(Vec::new()),
     }
@@ -57,6 +65,24 @@ fn existing(registry: &Registry, store: &Store, namespace: &str) -> Resources {
         namespaces: labels("Namespace").collect(),
         ..Resources::default()
     }
+}
+
+/// The addresses that the status of a Service shows.
+fn held(registry: &Registry, store: &Store) -> BTreeMap<IpAddr, BTreeSet<ServiceKey>> {
+    let services = registry.built_in(BuiltIn::Service);
+    let mut held: BTreeMap<IpAddr, BTreeSet<ServiceKey>> = BTreeMap::new();
+    for ((namespace, name), service) in
+        services.into_iter().flat_map(|resource| store.objects(resource.storage))
+    {
+        let ingress = service.pointer("/status/loadBalancer/ingress").and_then(Value::as_array);
+        for entry in ingress.into_iter().flatten() {
+            if let Some(address) = entry["ip"].as_str().and_then(|ip| ip.parse().ok()) {
+                let key = ServiceKey::new(namespace.as_str(), name.as_str());
+                held.entry(address).or_default().insert(key);
+            }
+        }
+    }
+    held
 }
 
 fn typed<T: DeserializeOwned>(objects: Vec<&Arc<Value>>) -> Vec<T> {

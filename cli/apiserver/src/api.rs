@@ -21,8 +21,8 @@ use crate::{
         shape, take_metadata, timestamp, wanted_state, without_metadata,
     },
     patch,
-    resource::{Form, Registry, Resource, Schema, Scope, Subresources},
-    schema,
+    resource::{Access, Form, Registry, Resource, Schema, Scope, Subresources},
+    review, schema,
     selector::Selector,
     service,
     store::{Key, Objects, Store, TooOld},
@@ -207,6 +207,9 @@ impl Api {
         options: WriteOptions<'_>,
     ) -> Result<Written, ApiError> {
         check_kind(target.resource, body)?;
+        if target.resource.access == Access::Ask {
+            return review::answer(target.resource, body, options);
+        }
         let mut body = body.clone();
         self.set_name(target, &mut body)?;
         let (new, warnings) = shape(target.resource, body, options, Request::Put)?;

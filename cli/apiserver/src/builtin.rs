@@ -1,13 +1,18 @@
 //! The kinds of Kubernetes itself that Berth and its users touch: names, typed form, defaults and
-//! the rules of their writes. Services have a module of their own; Pods, Nodes and EndpointSlices
-//! are kept as they are written.
+//! the rules of their writes. Services and reviews have modules of their own; Pods, Nodes,
+//! EndpointSlices and ServiceCIDRs are kept as they are written.
 
+use ipnet::IpNet;
 use k8s_openapi::{
     ByteString,
     api::{
+        admissionregistration::v1::ValidatingWebhookConfiguration,
+        authentication::v1::TokenReview,
+        authorization::v1::SubjectAccessReview,
         coordination::v1::Lease,
         core::v1::{ConfigMap, Event, Namespace, Node, Pod, Secret, Service},
         discovery::v1::EndpointSlice,
+        networking::v1::ServiceCIDR,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
@@ -32,6 +37,10 @@ pub(crate) enum BuiltIn {
     Pod,
     Secret,
     Service,
+    ServiceCIDR,
+    SubjectAccessReview,
+    TokenReview,
+    ValidatingWebhookConfiguration,
 }
 
 /// How the items of a list are told apart when two writers' lists are merged.
@@ -46,7 +55,7 @@ pub(crate) enum ListKind<'a> {
 }
 
 impl BuiltIn {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::ConfigMap,
         Self::CustomResourceDefinition,
         Self::EndpointSlice,
@@ -57,6 +66,10 @@ impl BuiltIn {
         Self::Pod,
         Self::Secret,
         Self::Service,
+        Self::ServiceCIDR,
+        Self::SubjectAccessReview,
+        Self::TokenReview,
+        Self::ValidatingWebhookConfiguration,
     ];
 
     pub(crate) fn resource(self, storage: usize) -> Resource {
@@ -76,6 +89,17 @@ impl BuiltIn {
             Self::Pod => ("", "Pod", "pods", &["po"]),
             Self::Secret => ("", "Secret", "secrets", &[]),
             Self::Service => ("", "Service", "services", &["svc"]),
+            Self::ServiceCIDR => ("networking.k8s.io", "ServiceCIDR", "servicecidrs", &[]),
+            Self::SubjectAccessReview => {
+                ("authorization.k8s.io", "SubjectAccessReview", "subjectaccessreviews", &[])
+            }
+            Self::TokenReview => ("authentication.k8s.io", "TokenReview", "tokenreviews", &[]),
+            Self::ValidatingWebhookConfiguration => (
+                "admissionregistration.k8s.io",
+                "ValidatingWebhookConfiguration",
+                "validatingwebhookconfigurations",
+                &[],
+            ),
         };
         Resource {
             group: group.to_owned(),
@@ -85,7 +109,13 @@ impl BuiltIn {
             singular: kind.to_lowercase(),
             short_names: short_names.iter().map(|&name| name.to_owned()).collect(),
             scope: match self {
-                Self::CustomResourceDefinition | Self::Namespace | Self::Node => Scope::Cluster,
+                Self::CustomResourceDefinition
+                | Self::Namespace
+                | Self::Node
+                | Self::ServiceCIDR
+                | Self::SubjectAccessReview
+                | Self::TokenReview
+                | Self::ValidatingWebhookConfiguration => Scope::Cluster,
                 Self::ConfigMap
                 | Self::EndpointSlice
                 | Self::Event
@@ -95,16 +125,24 @@ impl BuiltIn {
                 | Self::Service => Scope::Namespaced,
             },
             subresources: match self {
-                Self::Namespace | Self::Node | Self::Pod | Self::Service => Subresources::Status,
+                Self::CustomResourceDefinition
+                | Self::Namespace
+                | Self::Node
+                | Self::Pod
+                | Self::Service
+                | Self::ServiceCIDR => Subresources::Status,
                 Self::ConfigMap
-                | Self::CustomResourceDefinition
                 | Self::EndpointSlice
                 | Self::Event
                 | Self::Lease
-                | Self::Secret => Subresources::None,
+                | Self::Secret
+                | Self::SubjectAccessReview
+                | Self::TokenReview
+                | Self::ValidatingWebhookConfiguration => Subresources::None,
             },
             access: match self {
-                Self::CustomResourceDefinition => Access::ReadOnly,
+                Self::CustomResourceDefinition => Access::Change,
+                Self::SubjectAccessReview | Self::TokenReview => Access::Ask,
                 _ => Access::ReadWrite,
             },
             schema: Schema::BuiltIn(self),
@@ -120,7 +158,11 @@ impl BuiltIn {
             Self::ConfigMap
             | Self::CustomResourceDefinition
             | Self::EndpointSlice
-            | Self::Lease => &[],
+            | Self::Lease
+            | Self::ServiceCIDR
+            | Self::SubjectAccessReview
+            | Self::TokenReview
+            | Self::ValidatingWebhookConfiguration => &[],
             Self::Event => &[
                 "reason",
                 "type",
@@ -158,12 +200,24 @@ impl BuiltIn {
             Self::Pod => through::<Pod>(object),
             Self::Secret => secret(object),
             Self::Service => through::<Service>(object),
+            Self::ServiceCIDR => through::<ServiceCIDR>(object),
+            Self::SubjectAccessReview => through::<SubjectAccessReview>(object),
+            Self::TokenReview => through::<TokenReview>(object),
+            Self::ValidatingWebhookConfiguration => {
+                through::<ValidatingWebhookConfiguration>(object)
+            }
         }
     }
 
     /// Fills in what the API server itself decides; `old` is absent at a creation.
     pub(crate) fn complete(self, new: &mut Value, old: Option<&Value>) {
         match self {
+            Self::CustomResourceDefinition => {
+                set_default(&mut new["spec"], "conversion", json!({"strategy": "None"}));
+                if let Some(client) = new.pointer_mut("/spec/conversion/webhook/clientConfig") {
+                    complete_webhook_client(client);
+                }
+            }
             Self::EndpointSlice => {
                 for port in items_mut(new, "ports") {
                     set_default(port, "name", "");
@@ -178,14 +232,19 @@ impl BuiltIn {
             }
             Self::Pod if old.is_none() => new["status"] = json!({"phase": "Pending"}),
             Self::Secret => set_default(new, "type", "Opaque"),
+            Self::ValidatingWebhookConfiguration => {
+                items_mut(new, "webhooks").for_each(complete_webhook);
+            }
             Self::ConfigMap
-            | Self::CustomResourceDefinition
             | Self::Event
             | Self::Lease
             | Self::Namespace
             | Self::Node
             | Self::Pod
-            | Self::Service => {}
+            | Self::Service
+            | Self::ServiceCIDR
+            | Self::SubjectAccessReview
+            | Self::TokenReview => {}
         }
     }
 
@@ -216,13 +275,17 @@ impl BuiltIn {
                     }
                 }
             }
+            Self::CustomResourceDefinition => definition_causes(new, old, &mut causes),
             Self::Event => event_causes(new, &mut causes),
+            Self::ServiceCIDR => range_causes(new, &mut causes),
+            Self::ValidatingWebhookConfiguration => webhook_causes(new, &mut causes),
             Self::ConfigMap
-            | Self::CustomResourceDefinition
             | Self::Namespace
             | Self::Node
             | Self::Pod
-            | Self::Service => {}
+            | Self::Service
+            | Self::SubjectAccessReview
+            | Self::TokenReview => {}
         }
         causes
     }
@@ -234,12 +297,20 @@ impl BuiltIn {
 
     /// Whether a PUT must carry the resourceVersion that it replaces.
     pub(crate) fn put_needs_version(self) -> bool {
-        matches!(self, Self::Lease)
+        matches!(
+            self,
+            Self::CustomResourceDefinition | Self::Lease | Self::ValidatingWebhookConfiguration
+        )
     }
 
     /// Whether `metadata.generation` counts the changes of the wanted state.
     pub(crate) fn has_generation(self) -> bool {
-        matches!(self, Self::EndpointSlice)
+        matches!(
+            self,
+            Self::CustomResourceDefinition
+                | Self::EndpointSlice
+                | Self::ValidatingWebhookConfiguration
+        )
     }
 
     /// The list at a path of field names, with `*` for an item of a list, as server-side apply
@@ -259,6 +330,9 @@ impl BuiltIn {
         match (self, path) {
             (_, ["metadata", "ownerReferences"]) => ListKind::Map(vec![("uid", "")]),
             (_, ["metadata", "finalizers"]) => ListKind::Set,
+            (Self::ValidatingWebhookConfiguration, ["webhooks"]) => {
+                ListKind::Map(vec![("name", "")])
+            }
             (Self::Service, ["spec", "ports"]) => ListKind::Map(vec![("port", "")]),
             (Self::Node, ["spec", "taints"]) => ListKind::Map(vec![("key", "")]),
             (Self::Node, ["spec", "podCIDRs"]) => ListKind::Set,
@@ -306,6 +380,67 @@ fn secret(object: Value) -> Result<Value, serde_json::Error> {
         secret.data.get_or_insert_default().insert(key, ByteString(text.into_bytes()));
     }
     serde_json::to_value(secret)
+}
+
+fn complete_webhook(webhook: &mut Value) {
+    for (field, default) in [
+        ("failurePolicy", json!("Fail")),
+        ("matchPolicy", json!("Equivalent")),
+        ("namespaceSelector", json!({})),
+        ("objectSelector", json!({})),
+        ("timeoutSeconds", json!(10)),
+    ] {
+        set_default(webhook, field, default);
+    }
+    items_mut(webhook, "rules").for_each(|rule| set_default(rule, "scope", "*"));
+    complete_webhook_client(&mut webhook["clientConfig"]);
+}
+
+fn complete_webhook_client(client: &mut Value) {
+    if let Some(service) = client.get_mut("service") {
+        set_default(service, "port", 443);
+    }
+}
+
+fn webhook_causes(configuration: &Value, causes: &mut Vec<Cause>) {
+    for (index, webhook) in configuration["webhooks"].as_array().into_iter().flatten().enumerate() {
+        for field in ["sideEffects", "admissionReviewVersions"] {
+            let value = &webhook[field];
+            if value.as_str().is_none_or(str::is_empty)
+                && value.as_array().is_none_or(Vec::is_empty)
+            {
+                causes.push(Cause::required(format!("webhooks[{index}].{field}"), ""));
+            }
+        }
+    }
+}
+
+/// The kinds are served as they are from the start; how they are converted is of no consequence
+/// here.
+fn definition_causes(new: &Value, old: Option<&Value>, causes: &mut Vec<Cause>) {
+    let Some(old) = old else { return };
+    let spec = |object: &Value| {
+        let mut spec = object["spec"].clone();
+        spec["conversion"] = Value::Null;
+        spec
+    };
+    if spec(new) != spec(old) {
+        let rule = "the kinds of this server cannot be changed, except for spec.conversion";
+        causes.push(Cause::forbidden("spec", rule));
+    }
+}
+
+fn range_causes(range: &Value, causes: &mut Vec<Cause>) {
+    let cidrs = range["spec"]["cidrs"].as_array().map_or(&[][..], Vec::as_slice);
+    if cidrs.is_empty() {
+        causes.push(Cause::required("spec.cidrs", "at least one CIDR required"));
+    }
+    for (index, cidr) in cidrs.iter().enumerate() {
+        if cidr.as_str().is_none_or(|text| text.parse::<IpNet>().is_err()) {
+            let rule = "must be a valid CIDR value";
+            causes.push(Cause::invalid(format!("spec.cidrs[{index}]"), cidr, rule));
+        }
+    }
 }
 
 fn event_causes(event: &Value, causes: &mut Vec<Cause>) {

@@ -1,9 +1,11 @@
 //! Between the form of an object that a version of the API shows and the form that is stored.
 
-use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::resource::{Form, Resource};
+
+/// The version of BGPPeer that is stored.
+const STORED_PEER: &str = "metallb.io/v1beta2";
 
 /// The Event fields of the core form beside those of `events.k8s.io/v1`.
 const EVENT_FIELDS: [(&str, &str); 7] = [
@@ -31,7 +33,9 @@ pub(crate) fn to_stored(
             object["apiVersion"] = json!("v1");
             Ok(object)
         }
-        Form::BgpPeerV1Beta1 => through::<crds::v1beta1::BGPPeer, crds::BGPPeer>(object),
+        Form::BgpPeerV1Beta1 => {
+            crds::convert(&object, STORED_PEER).map_err(serde::de::Error::custom)
+        }
     }
 }
 
@@ -45,14 +49,7 @@ pub(crate) fn from_stored(resource: &Resource, stored: &Value) -> Value {
             object["apiVersion"] = json!(resource.api_version());
             object
         }
-        Form::BgpPeerV1Beta1 => {
-            // What even the type cannot hold is shown with all its fields instead.
-            through::<crds::BGPPeer, crds::v1beta1::BGPPeer>(object).unwrap_or_else(|_| {
-                let mut object = stored.clone();
-                object["apiVersion"] = json!(resource.api_version());
-                object
-            })
-        }
+        Form::BgpPeerV1Beta1 => crds::convert(stored, &resource.api_version()).unwrap_or(object),
     }
 }
 
@@ -63,12 +60,4 @@ fn rename<const N: usize>(object: &mut Value, fields: [(&str, &str); N]) {
             object.insert(to.to_owned(), value);
         }
     }
-}
-
-fn through<From, To>(object: Value) -> Result<Value, serde_json::Error>
-where
-    From: DeserializeOwned,
-    To: Serialize + std::convert::From<From>,
-{
-    serde_json::to_value(To::from(serde_json::from_value::<From>(object)?))
 }

@@ -16,7 +16,7 @@ use crate::{
     },
     apply::OnConflict,
     convert, discovery,
-    resource::{Access, Resource, Scope, Subresources},
+    resource::{Resource, Scope, Subresources},
     selector::Selector,
     table::{self, Include},
     watch::{self, Start, WatchQuery},
@@ -126,7 +126,7 @@ fn route(
         now,
     };
     let resource = &*place.resource;
-    if resource.access == Access::ReadOnly && head.method != Method::GET {
+    if !resource.access.allows(&head.method) {
         return Err(ApiError::method_not_allowed());
     }
     if resource.scope == Scope::Namespaced

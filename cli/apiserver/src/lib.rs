@@ -6,12 +6,15 @@
 //! both and must agree.
 //!
 //! What it does not do:
-//! - authentication, authorisation, TLS, audit, priority and fairness, compression, protobuf and
-//!   YAML bodies;
+//! - authentication and authorisation: TokenReviews and SubjectAccessReviews are answered, but every
+//!   token is that of an administrator, and everybody may do everything;
+//! - TLS, audit, priority and fairness, compression, protobuf and YAML bodies;
 //! - other kinds, subresources other than `status`, aggregated discovery, OpenAPI v2, and OpenAPI
 //!   v3 beyond what `kubectl` needs;
-//! - CEL rules of CustomResourceDefinitions (the rules of `metallb.io` are asked of `config` in
-//!   process), webhooks, and writing CustomResourceDefinitions: ours are there from the start;
+//! - webhooks and CEL rules: the rules of `metallb.io` are asked of `config` and BGPPeers converted
+//!   in process; ValidatingWebhookConfigurations are kept, and never called;
+//! - other CustomResourceDefinitions than ours, which are there from the start; their
+//!   `spec.conversion` can be written, and has no effect;
 //! - controllers: no garbage collection by owner, no endpoints, no scheduling, no default
 //!   `kubernetes` Service or service accounts; but a deleted Namespace takes its objects along;
 //! - defaults and rules of Pods, Nodes and EndpointSlices beyond their types;
@@ -31,7 +34,9 @@ mod object;
 mod patch;
 mod path;
 mod resource;
+mod review;
 mod schema;
+mod schemas;
 mod selector;
 mod service;
 mod store;
@@ -63,7 +68,7 @@ use crate::{
     },
     resource::{Registry, Resource, Subresources},
 };
-pub use crate::{error::ApiError, http::ResponseBody};
+pub use crate::{error::ApiError, http::ResponseBody, schemas::Schemas};
 
 /// Namespaces that are there from the start.
 pub const NAMESPACES: [&str; 3] = ["default", "kube-system", "metallb-system"];
@@ -120,11 +125,13 @@ impl Default for Options {
 }
 
 impl ApiServer {
-    /// A server that holds nothing but the namespaces of [`NAMESPACES`] and our definitions.
+    /// A server that holds nothing but the namespaces of [`NAMESPACES`], our definitions, and the
+    /// ServiceCIDR `kubernetes`.
     pub fn new(options: Options) -> Self {
         let crds = crds::all();
         let registry = Arc::new(Registry::new(&crds));
         let rng = StdRng::seed_from_u64(options.seed);
+        let service_ranges = options.service_networks.clone();
         let server = Self {
             inner: Arc::new(Inner {
                 api: Mutex::new(Api::new(registry.clone(), &options, rng)),
@@ -150,6 +157,15 @@ impl ApiServer {
             crd["status"] =
                 json!({"acceptedNames": names, "storedVersions": [], "conditions": conditions});
             server.seed(&crd);
+        }
+        if !service_ranges.is_empty() {
+            let ready = json!({"type": "Ready", "status": "True", "reason": "", "message": "",
+                "lastTransitionTime": (server.inner.now)().to_string()});
+            server.seed(&json!({
+                "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+                "metadata": {"name": "kubernetes"}, "spec": {"cidrs": service_ranges},
+                "status": {"conditions": [ready]},
+            }));
         }
         server
     }

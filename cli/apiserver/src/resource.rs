@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use http::Method;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, CustomResourceDefinitionVersion,
 };
@@ -47,8 +48,21 @@ pub(crate) enum Subresources {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    ReadOnly,
     ReadWrite,
+    /// What there is can be changed, and nothing else made or deleted.
+    Change,
+    /// Questions: a POST is answered, and nothing is kept.
+    Ask,
+}
+
+impl Access {
+    pub(crate) fn allows(self, method: &Method) -> bool {
+        match self {
+            Self::ReadWrite => true,
+            Self::Change => [Method::GET, Method::PUT, Method::PATCH].contains(method),
+            Self::Ask => method == Method::POST,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -103,10 +117,11 @@ impl Resource {
     /// The entry of an `APIResourceList`.
     pub(crate) fn discovery(&self) -> Value {
         let verbs: &[&str] = match self.access {
-            Access::ReadOnly => &["get", "list", "watch"],
             Access::ReadWrite => {
                 &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
             }
+            Access::Change => &["get", "list", "patch", "update", "watch"],
+            Access::Ask => &["create"],
         };
         json!({
             "name": self.plural, "singularName": self.singular, "kind": self.kind,

@@ -159,6 +159,9 @@ fn built_in_columns(kind: BuiltIn) -> &'static [Column] {
             AGE,
             ("Selector", "string", 1),
         ],
+        BuiltIn::ServiceCIDR => &[NAME, ("CIDRs", "string", 0), AGE],
+        BuiltIn::SubjectAccessReview | BuiltIn::TokenReview => &[NAME, AGE],
+        BuiltIn::ValidatingWebhookConfiguration => &[NAME, ("Webhooks", "integer", 0), AGE],
     }
 }
 
@@ -183,6 +186,13 @@ fn built_in_cells(kind: BuiltIn, object: &Value, age: String) -> Vec<Value> {
         BuiltIn::Pod => pod_cells(object, age),
         BuiltIn::Secret => vec![object["type"].clone(), json!(size("data")), json!(age)],
         BuiltIn::Service => service_cells(object, age),
+        BuiltIn::ServiceCIDR => {
+            vec![listed(texts(&object["spec"]["cidrs"], |cidr| cidr)), json!(age)]
+        }
+        BuiltIn::SubjectAccessReview | BuiltIn::TokenReview => vec![json!(age)],
+        BuiltIn::ValidatingWebhookConfiguration => {
+            vec![json!(items(&object["webhooks"]).count()), json!(age)]
+        }
     }
 }
 

@@ -2,13 +2,16 @@
 //! Services), of the kubelets (Nodes, Pods) and of the endpoint controller (EndpointSlices).
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::{Duration, Instant},
 };
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::{Secret, Service};
+use k8s_openapi::api::{
+    coordination::v1::Lease,
+    core::v1::{Secret, Service},
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{
@@ -23,12 +26,15 @@ use serde_json::{Value, json};
 use super::{
     proxy::addresses,
     stage::{
-        BACKEND_PORT, BACKENDS, NODES, backend_addresses, backend_name, node_addresses, node_name,
+        BACKEND_PORT, BACKENDS, CONTROLLERS, NODES, backend_addresses, backend_name,
+        controller_name, node_addresses, node_name,
     },
 };
 
 pub const NAMESPACE: &str = "metallb-system";
 const MANAGER: &str = "berth-demo";
+/// By which the controllers settle who of them writes.
+const LEASE: &str = "metallb-controller";
 
 pub struct Cluster {
     client: Client,
@@ -199,6 +205,35 @@ impl Cluster {
             }
         }
         Ok(nodes)
+    }
+
+    /// The controller that the Lease names.
+    ///
+    /// # Errors
+    /// When it names none of ours, or there is none.
+    pub async fn leader(&self) -> anyhow::Result<u8> {
+        let api = Api::<Lease>::namespaced(self.client.clone(), NAMESPACE);
+        let spec = api.get(LEASE).await?.spec;
+        let holder = spec.and_then(|spec| spec.holder_identity).unwrap_or_default();
+        let is_holder = |number: &u8| {
+            holder.strip_prefix(&controller_name(*number)).is_some_and(|rest| rest.starts_with('_'))
+        };
+        let mut known = CONTROLLERS.into_iter();
+        known.find(is_holder).with_context(|| format!("the Lease is held by {holder:?}"))
+    }
+
+    /// The addresses of all Services that have any, by namespace and name.
+    ///
+    /// # Errors
+    /// When the API server refuses.
+    pub async fn all_addresses(&self) -> anyhow::Result<BTreeMap<(String, String), Vec<IpAddr>>> {
+        let api = Api::<Service>::all(self.client.clone());
+        let services = api.list(&ListParams::default()).await?.items.into_iter();
+        let held = services.map(|service| {
+            let key = (service.namespace().unwrap_or_default(), service.name_any());
+            (key, addresses(&service))
+        });
+        Ok(held.filter(|(_, addresses)| !addresses.is_empty()).collect())
     }
 
     /// The speakers' common key, which the controller makes at its first start.

@@ -1,8 +1,8 @@
 //! The stage: the demo's network, made of namespaces.
 //!
 //! ```text
-//!  remote 10.1.0.2 --- router 10.0.0.1 ---+--- control 10.0.0.2   API server, controller
-//!         fd00:b::2           fd00:a::1   |
+//!  remote 10.1.0.2 --- router 10.0.0.1 ---+--- control 10.0.0.2   API server, controller-1
+//!         fd00:b::2           fd00:a::1   +--- standby 10.0.0.3   controller-2
 //!                                       br0 (lan)
 //!  client 10.0.0.100 ---------------------+--- n1 .11  n2 .12  n3 .13   a speaker each
 //!         fd00:a::64                           |       |
@@ -30,6 +30,8 @@ pub const NODES: [u8; 3] = [1, 2, 3];
 /// The nodes that have a backend.
 pub const BACKENDS: [u8; 2] = [1, 2];
 pub const BACKEND_PORT: u16 = 8080;
+/// The controllers keep these numbers in their names.
+pub const CONTROLLERS: [u8; 2] = [1, 2];
 pub const CONTROL: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 
@@ -45,11 +47,19 @@ pub struct Stage {
     pub router: Namespace,
     pub control: Namespace,
     pub nodes: Vec<Node>,
-    /// What runs beside the nodes: the controller and the router's daemons.
+    controllers: Vec<Controller>,
+    /// What else runs beside the nodes: the router's daemons.
     pub others: Vec<Process>,
     lan: Switch,
     // Last: the namespaces end with it.
     lab: Lab,
+}
+
+/// One replica of the controller, in a namespace of its own or beside the API server.
+#[derive(Debug)]
+struct Controller {
+    namespace: Namespace,
+    process: Option<Process>,
 }
 
 #[derive(Debug)]
@@ -73,9 +83,11 @@ impl Stage {
         let remote = lab.namespace("remote")?;
         let router = lab.namespace("router")?;
         let control = lab.namespace("control")?;
+        let standby = lab.namespace("standby")?;
 
         plug(&lan, &router, None, &["10.0.0.1/24", "fd00:a::1/64"])?;
         plug(&lan, &control, None, &["10.0.0.2/24", "fd00:a::2/64"])?;
+        plug(&lan, &standby, None, &["10.0.0.3/24", "fd00:a::3/64"])?;
         plug(&lan, &client, None, &["10.0.0.100/24", "fd00:a::64/64"])?;
         router.forward()?;
         for parameter in
@@ -105,7 +117,20 @@ impl Stage {
         for number in NODES {
             nodes.push(Node::build(&lab, &lan, number)?);
         }
-        Ok(Self { client, remote, router, control, nodes, others: Vec::new(), lan, lab })
+        let controllers = [control.clone(), standby]
+            .map(|namespace| Controller { namespace, process: None })
+            .into();
+        Ok(Self {
+            client,
+            remote,
+            router,
+            control,
+            nodes,
+            controllers,
+            others: Vec::new(),
+            lan,
+            lab,
+        })
     }
 
     /// Where logs and configuration go.
@@ -115,13 +140,19 @@ impl Stage {
 
     /// The number of namespaces.
     pub fn namespaces(&self) -> usize {
-        5 + self.nodes.len() + BACKENDS.len()
+        6 + self.nodes.len() + BACKENDS.len()
     }
 
     /// The last lines of everybody's log, for a failure.
     pub fn log_tails(&self) -> String {
         let of_nodes = self.nodes.iter().flat_map(|node| node.speaker.iter().chain(&node.backend));
-        self.others.iter().chain(of_nodes).map(|process| process.log_tail(12)).collect()
+        let controllers = self.controllers.iter().filter_map(|one| one.process.as_ref());
+        self.others
+            .iter()
+            .chain(controllers)
+            .chain(of_nodes)
+            .map(|process| process.log_tail(12))
+            .collect()
     }
 
     /// The death of a node as its neighbours see it: the link goes, then every process.
@@ -170,16 +201,42 @@ impl Stage {
     /// When it does not within `limit`.
     pub async fn speaker_ready(&self, number: u8, limit: Duration) -> anyhow::Result<()> {
         let node = &self.nodes[index(number)];
-        let deadline = Instant::now() + limit;
-        while let Err(error) = node.namespace.inside(is_ready) {
-            anyhow::ensure!(
-                Instant::now() < deadline,
-                "the speaker of {} is not ready after {limit:?}: {error:#}",
-                node.name()
-            );
-            tokio::time::sleep(POLL_INTERVAL).await;
-        }
+        until_ready(&node.namespace, limit)
+            .await
+            .with_context(|| format!("the speaker of {} is not ready after {limit:?}", node.name()))
+    }
+
+    /// Starts one replica of the controller.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_controller(&mut self, number: u8, kubeconfig: &Path) -> anyhow::Result<()> {
+        let name = controller_name(number);
+        let controller = &mut self.controllers[index(number)];
+        let mut command = command(&controller.namespace, sibling("berth-controller")?);
+        command.env("KUBECONFIG", kubeconfig);
+        command.args(["--namespace", NAMESPACE, "--pod-name", &name]);
+        // The API server asks the webhook's rules itself.
+        command.arg("--webhook-mode=disabled");
+        command.args(["--ml-secret-name", "memberlist", "--log-level", "info"]);
+        controller.process = Some(controller.namespace.spawn(&name, command)?);
         Ok(())
+    }
+
+    /// Waits until a controller says that it is ready, as leader or as standby.
+    ///
+    /// # Errors
+    /// When it does not within `limit`.
+    pub async fn controller_ready(&self, number: u8, limit: Duration) -> anyhow::Result<()> {
+        let controller = &self.controllers[index(number)];
+        until_ready(&controller.namespace, limit)
+            .await
+            .with_context(|| format!("{} is not ready after {limit:?}", controller_name(number)))
+    }
+
+    /// Without a word, as by `kill -9`.
+    pub fn kill_controller(&mut self, number: u8) {
+        drop(self.controllers[index(number)].process.take());
     }
 
     /// Ends everything.
@@ -187,7 +244,7 @@ impl Stage {
     /// # Errors
     /// When something of it stays.
     pub fn close(self) -> anyhow::Result<()> {
-        drop((self.nodes, self.others));
+        drop((self.nodes, self.controllers, self.others));
         self.lab.close()
     }
 }
@@ -249,6 +306,17 @@ fn index(number: u8) -> usize {
     usize::from(number) - 1
 }
 
+async fn until_ready(namespace: &Namespace, limit: Duration) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
+    while let Err(error) = namespace.inside(is_ready) {
+        if Instant::now() >= deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    Ok(())
+}
+
 /// Asks the readiness probe of the namespace that this thread is in.
 fn is_ready() -> anyhow::Result<()> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, HEALTH_PORT))?;
@@ -266,6 +334,10 @@ fn is_ready() -> anyhow::Result<()> {
 
 pub fn node_name(number: u8) -> String {
     format!("n{number}")
+}
+
+pub fn controller_name(number: u8) -> String {
+    format!("controller-{number}")
 }
 
 pub fn backend_name(number: u8) -> String {

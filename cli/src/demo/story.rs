@@ -11,26 +11,28 @@ use std::{
 
 use anyhow::Context;
 use apiserver::{ApiServer, Options as ServerOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{
     Options,
-    cluster::{Cluster, Exposed, NAMESPACE},
+    cluster::{Cluster, Exposed},
     in_user_namespace,
     prober::{Prober, fetch},
     proxy,
     router::{Daemon, next_hops},
     show::{Measurement, Show, rounded},
     stage::{
-        BACKENDS, CONTROL, NODES, Stage, backend_name, command, node_addresses, node_name,
-        node_with_mac, sibling,
+        BACKENDS, CONTROL, CONTROLLERS, NODES, Stage, backend_name, controller_name,
+        node_addresses, node_name, node_with_mac,
     },
     wire::{Announcement, Sniffer},
 };
 
 /// Four missed heartbeats of 40 ms, and what a take-over may take on top of that.
 const OUTAGE_GOAL_MS: f64 = 260.0;
+/// What a standby waits for a sign of life of the leader, what it takes to look, and some more.
+const TAKEOVER_GOAL_MS: f64 = 3000.0;
 const API_PORT: u16 = 6443;
 const HTTP: u16 = 80;
 
@@ -94,7 +96,7 @@ impl<'a> Story<'a> {
             show,
             stage,
         };
-        story.start_controller().await?;
+        story.start_controllers().await?;
         story.start_speakers().await?;
         let nodes =
             story.stage.nodes.iter().map(|node| (node.name(), node.namespace.clone())).collect();
@@ -123,6 +125,7 @@ impl<'a> Story<'a> {
         };
         self.ingress_controllers().await?;
         self.measure_creation().await?;
+        self.measure_takeovers().await?;
         let address = ipv4_of(&addresses)?;
         self.measure_deaths(&web, address, routed.as_deref()).await?;
         self.show.print(self.options.json)?;
@@ -136,20 +139,22 @@ impl<'a> Story<'a> {
         Ok(())
     }
 
-    async fn start_controller(&mut self) -> anyhow::Result<()> {
+    async fn start_controllers(&mut self) -> anyhow::Result<()> {
         self.cluster.furnish().await?;
-        let mut controller = command(&self.stage.control, sibling("berth-controller")?);
-        controller.env("KUBECONFIG", &self.kubeconfig);
-        controller.args(["--namespace", NAMESPACE]);
-        controller.args(["--ml-secret-name", "memberlist", "--log-level", "info"]);
-        let controller = self.stage.control.spawn("controller", controller)?;
-        self.stage.others.push(controller);
+        for number in CONTROLLERS {
+            self.stage.start_controller(number, &self.kubeconfig)?;
+        }
+        for number in CONTROLLERS {
+            self.stage.controller_ready(number, SOON).await?;
+        }
+        let leader = self.leader().await?;
         let key = self.cluster.memberlist_key(SOON).await?;
         // What the kubelet does with a Secret volume.
         fs::create_dir(&self.key)?;
         fs::write(self.key.join("secretkey"), key)?;
         self.show.done(format!(
-            "API server at {CONTROL}:{API_PORT}, one controller; it made the speakers' key"
+            "API server at {CONTROL}:{API_PORT}, two controllers; {} leads, and made the speakers' key",
+            controller_name(leader)
         ));
         Ok(())
     }
@@ -295,13 +300,8 @@ impl<'a> Story<'a> {
         self.show.begin("time a new Service");
         let (mut assigned, mut announced, mut services) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..self.options.runs {
-            let document = json!({
-                "apiVersion": "v1", "kind": "Service",
-                "metadata": {"name": format!("timing-{run}"), "namespace": "default"},
-                "spec": {"type": "LoadBalancer", "selector": {"app": "web"},
-                         "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
-            });
-            let (service, sent) = self.cluster.create_service(&document).await?;
+            let service = new_service(&format!("timing-{run}"));
+            let (service, sent) = self.cluster.create_service(&service).await?;
             let addresses = self.cluster.assigned(&service, 1, SOON).await?;
             assigned.push(milliseconds(sent.elapsed()));
             let address = ipv4_of(&addresses)?;
@@ -327,6 +327,48 @@ impl<'a> Story<'a> {
         self.show.measured(assigned);
         self.show.measured(announced);
         Ok(())
+    }
+
+    /// Kills the leading controller, as often as was asked for: a Service that is created at that very moment gets its
+    /// address from the other one, and all that are there keep theirs.
+    async fn measure_takeovers(&mut self) -> anyhow::Result<()> {
+        self.show.begin("kill the leading controller, and create a Service");
+        let before = self.cluster.all_addresses().await?;
+        let (mut served, mut heir) = (Vec::new(), self.leader().await?);
+        for run in 0..self.options.runs {
+            let dead = heir;
+            let killed = Instant::now();
+            self.stage.kill_controller(dead);
+            let service = new_service(&format!("takeover-{run}"));
+            let (service, _) = self.cluster.create_service(&service).await?;
+            self.cluster.assigned(&service, 1, SOON).await?;
+            served.push(milliseconds(killed.elapsed()));
+            heir = self.leader().await?;
+            anyhow::ensure!(heir != dead, "{} is dead and leads", controller_name(dead));
+            self.cluster.delete_service(&service).await?;
+            self.stage.start_controller(dead, &self.kubeconfig)?;
+            self.stage.controller_ready(dead, SOON).await?;
+        }
+        let after = self.cluster.all_addresses().await?;
+        anyhow::ensure!(before == after, "addresses changed hands: {before:?} became {after:?}");
+        let served =
+            Measurement::of("controller killed until the next Service has an address", &served);
+        if let Some(served) = &served {
+            self.show.done(format!(
+                "{} took over; the Service had its address after {:.0} ms (median of {}), the {} \
+                 others kept theirs",
+                controller_name(heir),
+                served.median,
+                served.runs,
+                before.len()
+            ));
+        }
+        self.show.measured(served.map(|served| served.with_goal(TAKEOVER_GOAL_MS)));
+        Ok(())
+    }
+
+    async fn leader(&self) -> anyhow::Result<u8> {
+        wait_until(SOON, || self.cluster.leader()).await
     }
 
     /// Kills the node that owns the address, as often as was asked for.
@@ -472,6 +514,14 @@ impl Death {
             self.sent
         )
     }
+}
+
+fn new_service(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+        "spec": {"type": "LoadBalancer", "selector": {"app": "web"},
+                 "ports": [{"name": "http", "port": 80, "targetPort": 8080}]},
+    })
 }
 
 /// Serves the API at a socket, and writes a kubeconfig for it.

@@ -3,8 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http::{HeaderValue, header::USER_AGENT};
-use kube::{Client, Config, core::Status};
+use http::{
+    HeaderValue, Request,
+    header::{ACCEPT, CONTENT_TYPE, RETRY_AFTER, USER_AGENT},
+};
+use kube::{Client, Config, client::Body, core::Status};
+use serde::Deserialize;
+use serde_json::Value;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::timeout,
@@ -98,6 +103,12 @@ impl RequestError {
             Self::Failed(_) | Self::Silence => None,
         }
     }
+
+    /// How long the API server wants to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.status()?.details.as_ref()?.retry_after_seconds;
+        (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+    }
 }
 
 /// One request, which may take [`REQUEST_TIMEOUT`].
@@ -109,6 +120,64 @@ pub async fn request<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T
         Ok(answer) => Ok(answer?),
         Err(_) => Err(RequestError::Silence),
     }
+}
+
+/// A merge patch of the status of one object, `path` its place below `/apis`. Of the answer only
+/// the new version is read, and the time before which the API server wants no more requests.
+///
+/// # Errors
+/// Those of [`request`].
+pub async fn patch_status(
+    client: &Client,
+    path: &str,
+    manager: &str,
+    body: &Value,
+) -> Result<String, RequestError> {
+    let patch = Request::patch(format!("{path}/status?fieldManager={manager}"))
+        .header(CONTENT_TYPE, "application/merge-patch+json")
+        .header(ACCEPT, "application/json")
+        .body(Body::from(body.to_string().into_bytes()))
+        .map_err(kube::Error::HttpError)?;
+    let answer = async {
+        let answer = client.send(patch).await?;
+        let (head, body) = answer.into_parts();
+        Ok((head, body.collect_bytes().await?))
+    };
+    let (head, body) = request(answer).await?;
+    if head.status.is_success() {
+        let stored: Stored = serde_json::from_slice(&body).map_err(kube::Error::SerdeError)?;
+        return Ok(stored.metadata.resource_version);
+    }
+    let mut status = serde_json::from_slice(&body).unwrap_or_else(|_| {
+        let text = String::from_utf8_lossy(&body);
+        Status::failure(text.trim(), head.status.canonical_reason().unwrap_or_default())
+    });
+    status.code = head.status.as_u16();
+    let seconds = head.headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    if let Some(seconds) = seconds {
+        let details = status.details.get_or_insert_with(|| kube::core::response::StatusDetails {
+            name: String::new(),
+            group: String::new(),
+            kind: String::new(),
+            uid: String::new(),
+            causes: Vec::new(),
+            retry_after_seconds: 0,
+        });
+        details.retry_after_seconds = seconds;
+    }
+    Err(kube::Error::Api(Box::new(status)).into())
+}
+
+/// The part of an object that names its version.
+#[derive(Deserialize)]
+struct Stored {
+    metadata: StoredMetadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct StoredMetadata {
+    resource_version: String,
 }
 
 fn client(mut config: Config, agent: &str, read_timeout: Duration) -> Result<Client> {

@@ -1,27 +1,46 @@
 //! Kubernetes Events, sent from a queue that never holds anybody up.
 
-use k8s_openapi::api::core::v1::ObjectReference;
+use std::{
+    collections::{BTreeSet, VecDeque, hash_map::RandomState},
+    hash::BuildHasher as _,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events},
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
+    jiff::Timestamp,
+};
 use kube::{
-    Client,
-    runtime::events::{Event, Recorder, Reporter},
+    Api, Client,
+    api::PostParams,
+    runtime::events::{Event, EventType},
 };
 use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::mpsc,
-    time::{Duration, Instant, sleep_until},
+    time::{Duration, Instant, sleep, sleep_until},
 };
 use tracing::debug;
 
-use crate::client::request;
+use crate::client::{RequestError, request};
 
-/// Enough for a restart with 10,000 Services. The oldest matter most, so a full queue drops the
-/// newest.
-const QUEUE: usize = 16_384;
+/// So many wait; what comes then is dropped. In a flood the status of each object tells the same.
+const QUEUE: usize = 4096;
 /// 25 a second: every speaker of a large cluster sends its own, and the API server stores some
 /// 2,000 a second and has better things to do.
 const INTERVAL: Duration = Duration::from_millis(40);
+/// While statuses wait to be written.
+const INTERVAL_ON_HOLD: Duration = Duration::from_secs(1);
 /// So many may follow each other at once after a pause.
 const BURST: u32 = 100;
+/// The same is not told again for so long.
+const REPEAT: Duration = Duration::from_secs(600);
+/// So much is remembered of what was told.
+const REMEMBERED: usize = 4096;
 /// In bytes; the API server refuses longer notes.
 const LONGEST_NOTE: usize = 1024;
 
@@ -29,6 +48,7 @@ const LONGEST_NOTE: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Events {
     queue: mpsc::Sender<(ObjectReference, Event)>,
+    hold: Arc<AtomicBool>,
     dropped: Counter,
 }
 
@@ -42,9 +62,17 @@ impl Events {
         dropped: Counter,
     ) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let reporter = Reporter { controller: component.to_owned(), instance };
-        tokio::spawn(publish_all(Recorder::new(client, reporter), waiting, dropped.clone()));
-        Self { queue, dropped }
+        let hold = Arc::new(AtomicBool::new(false));
+        let publisher = Publisher {
+            client,
+            component: component.to_owned(),
+            instance: instance.unwrap_or_else(|| component.to_owned()),
+            hold: Arc::clone(&hold),
+            told: Told::default(),
+            dropped: dropped.clone(),
+        };
+        tokio::spawn(publisher.run(waiting));
+        Self { queue, hold, dropped }
     }
 
     /// Queues an Event, whose note is cut to what the API server takes.
@@ -56,23 +84,104 @@ impl Events {
             self.dropped.inc();
         }
     }
+
+    /// Whether something more important than Events waits for the API server.
+    pub fn hold(&self, hold: bool) {
+        self.hold.store(hold, Ordering::Relaxed);
+    }
 }
 
-async fn publish_all(
-    recorder: Recorder,
-    mut waiting: mpsc::Receiver<(ObjectReference, Event)>,
+struct Publisher {
+    client: Client,
+    component: String,
+    instance: String,
+    hold: Arc<AtomicBool>,
+    told: Told,
     dropped: Counter,
-) {
-    // A token bucket, kept as the instant at which it will be full again.
-    let mut full_at = Instant::now();
-    while let Some((regarding, event)) = waiting.recv().await {
-        full_at = full_at.max(Instant::now()) + INTERVAL;
-        sleep_until(full_at - INTERVAL * BURST).await;
-        // An Event that cannot be sent is lost: it tells of something that the status shows too.
-        if let Err(error) = request(recorder.publish(&event, &regarding)).await {
-            dropped.inc();
-            debug!(%error, "Event not published");
+}
+
+impl Publisher {
+    async fn run(mut self, mut waiting: mpsc::Receiver<(ObjectReference, Event)>) {
+        // A token bucket, kept as the instant at which it will be full again.
+        let mut full_at = Instant::now();
+        while let Some((regarding, event)) = waiting.recv().await {
+            if !self.told.is_news(&regarding, &event, Instant::now()) {
+                self.dropped.inc();
+                continue;
+            }
+            full_at = full_at.max(Instant::now()) + INTERVAL;
+            sleep_until(full_at - INTERVAL * BURST).await;
+            if self.hold.load(Ordering::Relaxed) {
+                sleep(INTERVAL_ON_HOLD).await;
+            }
+            // An Event that cannot be sent is lost: it tells of something that the status shows
+            // too.
+            if let Err(error) = self.publish(regarding, event).await {
+                self.dropped.inc();
+                debug!(%error, "Event not published");
+            }
         }
+    }
+
+    async fn publish(&self, regarding: ObjectReference, event: Event) -> Result<(), RequestError> {
+        // Objects without a namespace have theirs in this one.
+        let namespace = regarding.namespace.clone().unwrap_or_else(|| "default".to_owned());
+        let name = regarding.name.clone().unwrap_or_default();
+        let now = Timestamp::now();
+        let object = events::v1::Event {
+            metadata: ObjectMeta {
+                // As client-go names them.
+                name: Some(format!("{name}.{:x}", now.as_nanosecond())),
+                namespace: Some(namespace.clone()),
+                ..ObjectMeta::default()
+            },
+            action: Some(event.action),
+            event_time: Some(MicroTime(now)),
+            note: event.note,
+            reason: Some(event.reason),
+            regarding: Some(regarding),
+            related: event.secondary,
+            reporting_controller: Some(self.component.clone()),
+            reporting_instance: Some(self.instance.clone()),
+            type_: Some(
+                match event.type_ {
+                    EventType::Normal => "Normal",
+                    EventType::Warning => "Warning",
+                }
+                .to_owned(),
+            ),
+            ..events::v1::Event::default()
+        };
+        let api = Api::<events::v1::Event>::namespaced(self.client.clone(), &namespace);
+        request(api.create(&PostParams::default(), &object)).await.map(|_| ())
+    }
+}
+
+/// What was told lately.
+#[derive(Debug, Default)]
+struct Told {
+    hasher: RandomState,
+    known: BTreeSet<u64>,
+    /// The oldest first.
+    by_age: VecDeque<(Instant, u64)>,
+}
+
+impl Told {
+    /// False for what was told before and not long ago.
+    fn is_news(&mut self, regarding: &ObjectReference, event: &Event, now: Instant) -> bool {
+        while let Some((at, hash)) = self.by_age.front().copied()
+            && (now - at > REPEAT || self.by_age.len() >= REMEMBERED)
+        {
+            self.by_age.pop_front();
+            self.known.remove(&hash);
+        }
+        let object = (&regarding.kind, &regarding.namespace, &regarding.name, &regarding.uid);
+        let hash = self.hasher.hash_one((object, &event.reason, &event.note));
+        let news = self.known.insert(hash);
+        if news {
+            self.by_age.push_back((now, hash));
+        }
+        news
     }
 }
 
@@ -86,6 +195,35 @@ fn shorten(note: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_is_not_told_again_for_a_while() {
+        let mut told = Told::default();
+        let mut is_news = |name: &str, note: &str| {
+            let regarding =
+                ObjectReference { name: Some(name.to_owned()), ..ObjectReference::default() };
+            let event = Event {
+                type_: EventType::Normal,
+                reason: "Because".to_owned(),
+                note: Some(note.to_owned()),
+                action: "Assign".to_owned(),
+                secondary: None,
+            };
+            told.is_news(&regarding, &event, Instant::now())
+        };
+        assert!(is_news("a", "x"));
+        assert!(!is_news("a", "x"));
+        assert!(is_news("a", "y"));
+        assert!(is_news("b", "x"));
+        tokio::time::advance(REPEAT + Duration::from_secs(1)).await;
+        assert!(is_news("a", "x"));
+        // What is forgotten for want of room may be told again; the memory does not grow.
+        for index in 0..REMEMBERED {
+            assert!(is_news("c", &index.to_string()));
+        }
+        assert!(is_news("a", "x"));
+        assert!(told.by_age.len() <= REMEMBERED && told.known.len() == told.by_age.len());
+    }
 
     #[test]
     fn a_note_is_cut_between_characters() {

@@ -2,6 +2,7 @@
 //!
 //! All of it is input and output; no decision is taken here.
 
+pub mod authorize;
 pub mod client;
 pub mod events;
 pub mod flags;
@@ -11,4 +12,5 @@ pub mod resources;
 pub mod slim;
 pub mod state;
 pub mod telemetry;
+pub mod tls;
 pub mod watch;

@@ -1,35 +1,80 @@
 //! The forms in which objects are read off the wire: only what is used. Most of a small object is
 //! metadata that nobody here looks at (`managedFields`), most of a Node its list of images.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use config::Labels;
 use k8s_openapi::{
     ByteString,
     api::{
         core::v1::{
-            Node, NodeAddress, NodeCondition, NodeStatus, Secret, Service, ServiceSpec,
-            ServiceStatus,
+            Node, NodeAddress, NodeCondition, NodeStatus, Secret, Service, ServicePort,
+            ServiceSpec, ServiceStatus,
         },
         discovery::v1::{Endpoint, EndpointSlice},
+        networking::v1::{ServiceCIDR, ServiceCIDRSpec},
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use kube::Resource;
 use serde::{Deserialize, Deserializer};
 
-/// A Service without the metadata that no daemon reads.
+/// A Service without what no daemon reads.
 #[derive(Debug, Clone, Deserialize, Resource)]
 #[resource(inherit = Service)]
 pub struct SlimService {
     #[serde(deserialize_with = "slim_metadata")]
     metadata: ObjectMeta,
-    spec: Option<ServiceSpec>,
+    spec: Option<SlimServiceSpec>,
     status: Option<ServiceStatus>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SlimServiceSpec {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<String>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Option<Vec<String>>,
+    ip_families: Option<Vec<String>>,
+    ip_family_policy: Option<String>,
+    load_balancer_class: Option<String>,
+    #[serde(rename = "loadBalancerIP")]
+    load_balancer_ip: Option<String>,
+    external_traffic_policy: Option<String>,
+    selector: Option<BTreeMap<String, String>>,
+    ports: Option<Vec<SlimServicePort>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct SlimServicePort {
+    port: i32,
+    protocol: Option<String>,
 }
 
 impl From<SlimService> for Service {
     fn from(slim: SlimService) -> Self {
-        Self { metadata: slim.metadata, spec: slim.spec, status: slim.status }
+        let port = |port: SlimServicePort| ServicePort {
+            port: port.port,
+            protocol: port.protocol,
+            ..ServicePort::default()
+        };
+        let spec = slim.spec.map(|spec| ServiceSpec {
+            type_: spec.kind,
+            cluster_ip: spec.cluster_ip,
+            cluster_ips: spec.cluster_ips,
+            ip_families: spec.ip_families,
+            ip_family_policy: spec.ip_family_policy,
+            load_balancer_class: spec.load_balancer_class,
+            load_balancer_ip: spec.load_balancer_ip,
+            external_traffic_policy: spec.external_traffic_policy,
+            selector: spec.selector,
+            ports: spec.ports.map(|ports| ports.into_iter().map(port).collect()),
+            ..ServiceSpec::default()
+        });
+        Self { metadata: slim.metadata, spec, status: slim.status }
     }
 }
 
@@ -79,6 +124,51 @@ impl From<SlimNode> for Node {
             ..NodeStatus::default()
         });
         Self { metadata: slim.metadata, spec: None, status }
+    }
+}
+
+/// A Node's labels and addresses.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = Node)]
+pub(crate) struct SlimNodeAddresses {
+    #[serde(deserialize_with = "slim_metadata")]
+    metadata: ObjectMeta,
+    status: Option<SlimAddresses>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct SlimAddresses {
+    addresses: Option<Vec<NodeAddress>>,
+}
+
+impl SlimNodeAddresses {
+    /// Its labels, and the addresses that it is reached at: those of type InternalIP and
+    /// ExternalIP.
+    pub fn into_facts(self) -> (Labels, BTreeSet<config::NodeAddress>) {
+        let addresses = self.status.and_then(|status| status.addresses).unwrap_or_default();
+        let addresses = addresses.into_iter().filter_map(|address| {
+            let kind =
+                matches!(&*address.type_, "InternalIP" | "ExternalIP").then_some(address.type_)?;
+            let address = address.address.parse().ok()?;
+            Some(config::NodeAddress { address, kind: kind.into() })
+        });
+        (self.metadata.labels.unwrap_or_default(), addresses.collect())
+    }
+}
+
+/// A ServiceCIDR.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = ServiceCIDR)]
+pub(crate) struct SlimServiceCidr {
+    #[serde(deserialize_with = "slim_metadata")]
+    metadata: ObjectMeta,
+    spec: Option<ServiceCIDRSpec>,
+}
+
+impl SlimServiceCidr {
+    /// The ranges, as they are written.
+    pub fn ranges(self) -> Vec<String> {
+        self.spec.and_then(|spec| spec.cidrs).unwrap_or_default()
     }
 }
 

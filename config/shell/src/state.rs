@@ -1,7 +1,7 @@
 //! ConfigurationState: where each daemon says whether the configuration can be used.
 
 use crds::{ConfigurationState, ConfigurationStateSpec};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
 use kube::{
     Api,
     api::{Patch, PatchParams, PostParams},
@@ -12,7 +12,7 @@ use crate::client::{RequestError, request};
 
 /// Makes the object if there is none and writes its status; a condition whose status does not
 /// change keeps the time of its last transition. `body` is a merge patch whose conditions lack that
-/// time, `manager` the name in `managedFields`.
+/// time, `manager` the name in `managedFields`. With `owner` the object goes away.
 ///
 /// # Errors
 /// Those of the requests.
@@ -21,19 +21,27 @@ pub async fn write<const N: usize>(
     manager: &str,
     name: &str,
     labels: [(&str, &str); N],
+    owner: Option<&OwnerReference>,
     mut body: Value,
 ) -> Result<ConfigurationState, RequestError> {
-    let current = match request(api.get_opt(name)).await? {
+    let owners = owner.map(|owner| vec![owner.clone()]);
+    let mut current = match request(api.get_opt(name)).await? {
         Some(current) => current,
         None => {
             let mut new = ConfigurationState::new(name, ConfigurationStateSpec {});
             new.metadata.labels =
                 Some(labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+            new.metadata.owner_references.clone_from(&owners);
             let field_manager = Some(manager.to_owned());
             let params = PostParams { field_manager, ..PostParams::default() };
             request(api.create(&params, &new)).await?
         }
     };
+    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
+    if owners.is_some() && current.metadata.owner_references != owners {
+        let owners = json!({ "metadata": { "ownerReferences": owners } });
+        current = request(api.patch(name, &params, &Patch::Merge(&owners))).await?;
+    }
     let old = current.status.unwrap_or_default().conditions;
     for condition in body["status"]["conditions"].as_array_mut().into_iter().flatten() {
         let since = old
@@ -42,6 +50,5 @@ pub async fn write<const N: usize>(
             .map_or_else(Timestamp::now, |old| old.last_transition_time.0);
         condition["lastTransitionTime"] = json!(since.to_string());
     }
-    let params = PatchParams { field_manager: Some(manager.to_owned()), ..PatchParams::default() };
     request(api.patch_status(name, &params, &Patch::Merge(&body))).await
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Debug, time::Duration};
 
 use futures::{
-    StreamExt as _,
+    StreamExt as _, future,
     stream::{self, BoxStream, Stream},
 };
 use kube::{
@@ -15,7 +15,7 @@ use kube::{
     },
 };
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 use tracing::{debug, warn};
 
 use crate::metrics::ApiMetrics;
@@ -25,6 +25,8 @@ use crate::metrics::ApiMetrics;
 pub(crate) const WATCH_SECONDS: u32 = 60;
 /// Objects in one answer to a list.
 const PAGE: u32 = 500;
+/// A kind that is not served is asked for again so often.
+const NOT_SERVED_INTERVAL: Duration = Duration::from_secs(600);
 /// While an API server is away every watch fails about once a second.
 const WARNING_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -40,6 +42,19 @@ pub enum Change<K> {
     Listed,
 }
 
+/// As [`changes`], of a kind that the API server may not know (404) or not show us (403): then it
+/// counts as listed and empty, and is asked for again only now and then.
+pub fn changes_if_served<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    metrics: &ApiMetrics,
+) -> BoxStream<'static, Change<K>>
+where
+    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    swept(follow(api, config, metrics, Need::IfServed))
+}
+
 /// All objects of a kind, for ever. Objects that a relist no longer shows are told as deleted, so
 /// the receiver needs no bookkeeping of its own.
 pub fn changes<K>(
@@ -50,39 +65,111 @@ pub fn changes<K>(
 where
     K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
+    swept(follow(api, config, metrics, Need::Always))
+}
+
+/// As [`changes`], for receivers that know by themselves which objects there are: every list is
+/// told from its `Init` to its `InitDone`, and nothing is remembered here.
+pub fn lists<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    metrics: &ApiMetrics,
+) -> BoxStream<'static, Event<K>>
+where
+    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    follow(api, config, metrics, Need::Always)
+}
+
+fn swept<K>(events: BoxStream<'static, Event<K>>) -> BoxStream<'static, Change<K>>
+where
+    K: Resource + Send + 'static,
+{
+    let mut sweep = Sweep::default();
+    events.flat_map(move |event| stream::iter(sweep.take(event))).boxed()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Always,
+    IfServed,
+}
+
+/// Failures are logged, counted and waited out.
+fn follow<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    metrics: &ApiMetrics,
+    need: Need,
+) -> BoxStream<'static, Event<K>>
+where
+    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
     let config = config.page_size(PAGE).timeout(WATCH_SECONDS);
     let metrics = metrics.clone();
-    let mut sweep = Sweep::default();
     let mut warned = None;
-    let changes = move |event| match event {
+    let mut good = move |event| match event {
         Ok(event) => {
-            let changes = sweep.take(event);
-            metrics.updates.inc_by(changes.len() as u64);
-            stream::iter(changes)
+            match event {
+                Event::Apply(_) | Event::InitApply(_) | Event::Delete(_) => {
+                    metrics.updates.inc();
+                }
+                Event::Init | Event::InitDone => {}
+            }
+            Some(event)
+        }
+        Err(error) if need == Need::IfServed && is_not_served(&error) => {
+            debug!(kind = %K::kind(&K::DynamicType::default()), %error, "not served");
+            Some(Event::InitDone)
         }
         Err(error) => {
             metrics.update_errors.inc();
             log::<K>(&error, &mut warned);
-            stream::iter(Vec::new())
+            None
         }
     };
-    events(api, config).backoff(Fast::default()).flat_map(changes).boxed()
+    events(api, config, need)
+        .backoff(Fast::default())
+        .filter_map(move |event| future::ready(good(event)))
+        .boxed()
 }
 
 /// What kube's watcher tells, which lists anew only when its version is too old. An API server that
 /// was set back to a backup knows no version as new as ours, and would be asked for it for ever.
-fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = watcher::Result<Event<K>>>
+fn events<K>(
+    api: Api<K>,
+    config: watcher::Config,
+    need: Need,
+) -> impl Stream<Item = watcher::Result<Event<K>>>
 where
     K: Resource + Clone + Debug + DeserializeOwned + Send + 'static,
 {
+    let begin = move || watcher(api.clone(), config.clone()).boxed();
     stream::unfold(None, move |watching: Option<BoxStream<'static, _>>| {
-        let mut watching = watching.unwrap_or_else(|| watcher(api.clone(), config.clone()).boxed());
+        let mut watching = watching.unwrap_or_else(&begin);
         async move {
             let event = watching.next().await?;
-            let go_on = !event.as_ref().is_err_and(is_ahead);
-            Some((event, go_on.then_some(watching)))
+            let not_served = need == Need::IfServed && event.as_ref().is_err_and(is_not_served);
+            let watching = if not_served {
+                // Nobody polls the old one any more; it would ask again at once.
+                Some(later(watching))
+            } else {
+                (!event.as_ref().is_err_and(is_ahead)).then_some(watching)
+            };
+            Some((event, watching))
         }
     })
+}
+
+/// The same watch, which rests for a while first.
+fn later<T: Send + 'static>(watching: BoxStream<'static, T>) -> BoxStream<'static, T> {
+    stream::once(sleep(NOT_SERVED_INTERVAL)).flat_map(|()| stream::empty()).chain(watching).boxed()
+}
+
+/// The kind is unknown to the API server, or we may not see it.
+fn is_not_served(error: &watcher::Error) -> bool {
+    let watcher::Error::InitialListFailed(kube::Error::Api(status)) = error else { return false };
+    matches!(status.code, 403 | 404)
 }
 
 /// The API server is behind the version that we have seen.
@@ -271,6 +358,28 @@ mod tests {
         let told: Vec<_> = changes(api, config, &metrics).take(4).collect().await;
         assert_eq!(told, [applied("a"), Change::Listed, applied("b"), deleted("a")]);
         assert_eq!(metrics.update_errors.get(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_that_is_not_served_holds_nobody_up() {
+        let missing = |code: u16| json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code});
+        let list = json!({"apiVersion": "v1", "kind": "ConfigMapList",
+                          "metadata": {"resourceVersion": "1"}, "items": [object("a")]});
+        let script = [
+            ("limit=500", 404, missing(404)),
+            ("limit=500", 403, missing(403)),
+            ("limit=500", 200, list),
+        ];
+        let api = Api::<ConfigMap>::all(scripted(script));
+        let metrics = ApiMetrics::default();
+        let mut changes = changes_if_served(api, watcher::Config::default(), &metrics);
+        let start = Instant::now();
+        assert_eq!(changes.next().await, Some(Change::Listed));
+        assert!(start.elapsed() < Duration::from_secs(1));
+        assert_eq!(changes.next().await, Some(applied("a")));
+        let waited = start.elapsed();
+        assert!(waited >= NOT_SERVED_INTERVAL * 2, "{waited:?}");
+        assert_eq!(metrics.update_errors.get(), 0);
     }
 
     /// Answers so, in this order, to requests with these words in their query.

@@ -1,13 +1,20 @@
 //! What the controller counts, under MetalLB's names where it has one.
 
+use std::collections::BTreeMap;
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{
+        counter::Counter,
+        family::Family,
+        gauge::Gauge,
+        histogram::{Histogram, exponential_buckets},
+    },
     registry::Registry,
 };
 use shell::metrics::{ApiMetrics, scrape};
 
-use crate::controller::Controller;
+use crate::{allocator::Assignment, controller::Controller, plan::Outcome};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct PoolLabel {
@@ -15,6 +22,11 @@ struct PoolLabel {
 }
 
 type PerPool = Family<PoolLabel, Gauge>;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -28,9 +40,17 @@ pub struct Metrics {
     ipv6_in_use: PerPool,
     services: PerPool,
     unwritten: Gauge,
+    pending: Family<ReasonLabel, Gauge>,
     pub api: ApiMetrics,
-    /// Events that were not published: too many, or refused.
+    /// Events that were not published: too many, told already, or refused.
     pub events_dropped: Counter,
+    pub leader: Gauge,
+    /// How often this replica came to lead.
+    pub terms: Counter,
+    /// How long it takes to take in one event and to decide.
+    pub decide_seconds: Histogram,
+    /// How long a write of a status takes, until its answer.
+    pub write_seconds: Histogram,
 }
 
 impl Default for Metrics {
@@ -49,9 +69,37 @@ impl Default for Metrics {
         let ipv6_in_use = per_pool("ipv6_addresses_in_use_total", "IPv6 addresses in use");
         let services = per_pool("services_allocated_total", "Services with addresses of the pool");
 
+        let leader = Gauge::default();
+        registry.register("berth_controller_leader", "1 while this replica leads", leader.clone());
+        let terms = Counter::default();
+        registry.register(
+            "berth_controller_leadership_changes",
+            "How often this replica came to lead",
+            terms.clone(),
+        );
+        // From 10 µs to 2.6 s.
+        let decide_seconds = Histogram::new(exponential_buckets(0.000_01, 4.0, 10));
+        registry.register(
+            "berth_controller_plan_seconds",
+            "Time to take in one event and to decide what follows",
+            decide_seconds.clone(),
+        );
+        // From 1 ms to 8.2 s.
+        let write_seconds = Histogram::new(exponential_buckets(0.001, 2.0, 14));
+        registry.register(
+            "berth_controller_write_seconds",
+            "Time from the wish to write a status to its answer",
+            write_seconds.clone(),
+        );
+        let pending = Family::<ReasonLabel, Gauge>::default();
+        registry.register(
+            "berth_controller_pending_services",
+            "Services whose request is not met, by the reason in their condition",
+            pending.clone(),
+        );
         let unwritten = Gauge::default();
         registry.register(
-            "berth_controller_unwritten_services",
+            "berth_controller_queue_depth",
             "Services whose status is being written or waits for it",
             unwritten.clone(),
         );
@@ -73,8 +121,13 @@ impl Default for Metrics {
             ipv6_in_use,
             services,
             unwritten,
+            pending,
             api,
             events_dropped,
+            leader,
+            terms,
+            decide_seconds,
+            write_seconds,
         }
     }
 }
@@ -118,10 +171,23 @@ impl Metrics {
                 family.get_or_create(&label).set(value);
             }
         }
+        // Counted here first: a label is looked up once for each pool, not for each Service.
+        let mut services: BTreeMap<&str, i64> = BTreeMap::new();
+        let mut pending: BTreeMap<&'static str, i64> = BTreeMap::new();
         for (_, decision) in controller.plan().decisions() {
-            if let Some(held) = decision.outcome.assignment() {
-                self.services.get_or_create(&PoolLabel { pool: held.pool.to_string() }).inc();
+            for pool in decision.outcome.assignment().into_iter().flat_map(Assignment::pools) {
+                *services.entry(pool).or_default() += 1;
             }
+            if let Outcome::Pending { refusal, .. } = &decision.outcome {
+                *pending.entry(refusal.reason()).or_default() += 1;
+            }
+        }
+        for (pool, count) in services {
+            self.services.get_or_create(&PoolLabel { pool: pool.to_owned() }).set(count);
+        }
+        self.pending.clear();
+        for (reason, count) in pending {
+            self.pending.get_or_create(&ReasonLabel { reason }).set(count);
         }
         if controller.config().is_some() {
             self.api.configured(controller.config_errors().len());

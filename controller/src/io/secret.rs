@@ -11,7 +11,7 @@ use k8s_openapi::{
 use kube::{Api, Client, ResourceExt as _, api::PostParams, core::Status};
 use rand::Rng as _;
 use shell::client::request;
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
 
 use super::FIELD_MANAGER;
@@ -22,10 +22,16 @@ const SECRET_KEY: &str = "secretkey";
 const SECRET_LENGTH: usize = 128;
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Sees to it that the Secret `name` exists; tries until it does. With `deployment` it is removed
-/// together with that Deployment.
-pub async fn ensure(client: Client, namespace: String, name: String, deployment: Option<String>) {
-    loop {
+/// Sees to it that the Secret `name` exists, once this replica leads; tries until it does. With
+/// `deployment` it is removed together with that Deployment.
+pub async fn ensure(
+    client: Client,
+    namespace: String,
+    name: String,
+    deployment: Option<String>,
+    mut leading: watch::Receiver<bool>,
+) {
+    while leading.wait_for(|leads| *leads).await.is_ok() {
         match create_if_absent(&client, &namespace, &name, deployment.as_deref()).await {
             Ok(()) => return,
             Err(error) => warn!(%name, error = format!("{error:#}"), "cannot make the Secret"),

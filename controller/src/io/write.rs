@@ -1,18 +1,21 @@
 //! Writes to the API server, each ending with the event that the controller waits for.
 
-use config::PoolName;
-use kube::{
-    Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+use std::{sync::Arc, time::Duration};
+
+use config::ObjectRef;
+use k8s_openapi::{
+    api::core::v1, apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp,
 };
-use serde_json::Value;
+use kube::{Api, Client, Resource, ResourceExt as _};
+use serde_json::{Value, json};
 use shell::{
-    client::{RequestError, request},
-    slim::SlimService,
+    client::{RequestError, patch_status, request},
     state,
 };
+use tokio::{sync::OnceCell, time::Instant};
+use tracing::debug;
 
-use super::FIELD_MANAGER;
+use super::{FIELD_MANAGER, lease::Permit};
 use crate::{
     controller::{Event, WriteResult},
     service::ServiceKey,
@@ -23,6 +26,8 @@ use crate::{
 pub struct Done {
     pub event: Event,
     pub error: Option<String>,
+    /// From the moment at which it was asked for to the answer.
+    pub took: Duration,
 }
 
 /// Writes in the name of the controller.
@@ -30,65 +35,139 @@ pub struct Done {
 pub struct Writer {
     client: Client,
     namespace: String,
+    pod_name: Option<String>,
+    /// The Pod, once it was looked up.
+    pod: Arc<OnceCell<OwnerReference>>,
 }
 
 impl Writer {
-    pub fn new(client: Client, namespace: String) -> Self {
-        Self { client, namespace }
+    /// `pod_name`: with whom the ConfigurationState goes away.
+    pub fn new(client: Client, namespace: String, pod_name: Option<String>) -> Self {
+        Self { client, namespace, pod_name, pod: Arc::default() }
     }
 
-    pub async fn service(self, key: ServiceKey, body: Value) -> Done {
-        let api = Api::<SlimService>::namespaced(self.client, &key.namespace);
-        let params = patch_params();
-        let patch = Patch::Merge(&body);
-        let answer = request(api.patch_status(&key.name, &params, &patch)).await;
-        let (result, error) = outcome(answer);
+    pub async fn service(self, permit: Permit, key: ServiceKey, body: Value) -> Done {
+        let path = path::<v1::Service>(&key.namespace, &key.name);
+        let (result, error, took) = self.patch(permit, &path, body).await;
         let error = error.map(|error| format!("status of Service {key}: {error}"));
-        Done { event: Event::WriteDone { key, result }, error }
+        Done { event: Event::WriteDone { key, result }, error, took }
     }
 
-    pub async fn pool(self, pool: PoolName, body: Value) -> Done {
-        let api = Api::<crds::IPAddressPool>::namespaced(self.client, &self.namespace);
-        let params = patch_params();
-        let patch = Patch::Merge(&body);
-        let (result, error) = outcome(request(api.patch_status(&pool, &params, &patch)).await);
-        let error = error.map(|error| format!("status of IPAddressPool {pool}: {error}"));
-        Done { event: Event::PoolStatusDone { pool, result }, error }
+    pub async fn status(self, permit: Permit, object: ObjectRef, body: Value) -> Done {
+        let path = path_of(&object, &self.namespace);
+        let (result, error, took) = self.patch(permit, &path, body).await;
+        let error = error.map(|error| format!("status of {object}: {error}"));
+        Done { event: Event::StatusDone { object, result }, error, took }
     }
 
-    pub async fn configuration_state(self, body: Value) -> Done {
-        let api = Api::<crds::ConfigurationState>::namespaced(self.client, &self.namespace);
+    pub async fn configuration_state(self, permit: Permit, body: Value) -> Done {
+        let started = Instant::now();
         let labels = [("metallb.io/component-type", "controller")];
-        let written = state::write(&api, FIELD_MANAGER, CONFIGURATION_STATE, labels, body).await;
+        let owner = self.owner().await.cloned();
+        let api = Api::<crds::ConfigurationState>::namespaced(self.client, &self.namespace);
+        let written = if permit.holds() {
+            let written = state::write(
+                &api,
+                FIELD_MANAGER,
+                CONFIGURATION_STATE,
+                labels,
+                owner.as_ref(),
+                body,
+            );
+            Some(written.await.map(|state| state.resource_version().unwrap_or_default()))
+        } else {
+            None
+        };
         let (result, error) = outcome(written);
         let error = error.map(|error| format!("ConfigurationState: {error}"));
-        Done { event: Event::ConfigurationStateDone { result }, error }
+        Done { event: Event::ConfigurationStateDone { result }, error, took: started.elapsed() }
+    }
+
+    /// Our own Pod; without it the ConfigurationState is nobody's.
+    async fn owner(&self) -> Option<&OwnerReference> {
+        let name = self.pod_name.as_ref()?;
+        let look = async || {
+            let pods = Api::<v1::Pod>::namespaced(self.client.clone(), &self.namespace);
+            let pod = request(pods.get(name)).await?;
+            Ok::<_, RequestError>(OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Pod".to_owned(),
+                name: name.clone(),
+                uid: pod.uid().unwrap_or_default(),
+                ..OwnerReference::default()
+            })
+        };
+        let found = self.pod.get_or_try_init(look).await;
+        found.inspect_err(|error| debug!(%error, name, "our own Pod")).ok()
+    }
+
+    async fn patch(
+        self,
+        permit: Permit,
+        path: &str,
+        mut body: Value,
+    ) -> (WriteResult, Option<String>, Duration) {
+        let started = Instant::now();
+        stamp(&mut body);
+        let written = if permit.holds() {
+            Some(patch_status(&self.client, path, FIELD_MANAGER, &body).await)
+        } else {
+            None
+        };
+        let (result, error) = outcome(written);
+        (result, error, started.elapsed())
     }
 }
 
-fn patch_params() -> PatchParams {
-    PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() }
+/// Where an object of a namespace is.
+fn path<K: Resource<DynamicType = ()>>(namespace: &str, name: &str) -> String {
+    format!("{}/{name}", K::url_path(&(), Some(namespace)))
 }
 
-fn outcome<K: ResourceExt>(answer: Result<K, RequestError>) -> (WriteResult, Option<String>) {
-    let error = match answer {
-        Ok(object) => {
-            let resource_version = object.resource_version().unwrap_or_default();
-            return (WriteResult::Written { resource_version }, None);
-        }
-        Err(error) => error,
+fn path_of(object: &ObjectRef, namespace: &str) -> String {
+    let path = match object.kind {
+        "L2Advertisement" => path::<crds::L2Advertisement>,
+        "BGPAdvertisement" => path::<crds::BGPAdvertisement>,
+        "BGPPeer" => path::<crds::BGPPeer>,
+        "BFDProfile" => path::<crds::BFDProfile>,
+        "Community" => path::<crds::Community>,
+        _ => path::<crds::IPAddressPool>,
     };
-    match error.status() {
-        Some(status) if status.is_conflict() => (WriteResult::Conflict, None),
-        Some(status) if status.is_not_found() => (WriteResult::Gone, None),
+    path(namespace, &object.name)
+}
+
+/// Conditions that changed get the present time.
+fn stamp(body: &mut Value) {
+    let conditions = body.pointer_mut("/status/conditions").and_then(Value::as_array_mut);
+    for condition in conditions.into_iter().flatten() {
+        if condition.get("lastTransitionTime").is_none() {
+            // Whole seconds, as every other controller writes them.
+            let now = Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_default();
+            condition["lastTransitionTime"] = json!(now.to_string());
+        }
+    }
+}
+
+/// `None`: not sent, because the permission had ended.
+fn outcome(answer: Option<Result<String, RequestError>>) -> (WriteResult, Option<String>) {
+    let error = match answer {
+        Some(Ok(resource_version)) => return (WriteResult::Written { resource_version }, None),
+        Some(Err(error)) => error,
+        None => return (WriteResult::Failed, None),
+    };
+    let result = match error.status() {
+        Some(status) if status.is_conflict() => return (WriteResult::Conflict, None),
+        Some(status) if status.is_not_found() => return (WriteResult::Gone, None),
         // The uid is another one, or the Service is no LoadBalancer any more.
         Some(status)
             if status.code == 422
                 && (status.message.contains("metadata.uid")
                     || status.message.contains("spec.type")) =>
         {
-            (WriteResult::Gone, None)
+            return (WriteResult::Gone, None);
         }
-        Some(_) | None => (WriteResult::Failed, Some(error.to_string())),
-    }
+        Some(status) if !matches!(status.code, 429 | 502..=504) => WriteResult::Failed,
+        Some(_) | None => WriteResult::Unavailable { retry_after: error.retry_after() },
+    };
+    (result, Some(error.to_string()))
 }

@@ -1,7 +1,12 @@
-use proptest::prelude::*;
+mod fields;
+mod properties;
 
 use super::*;
 use crate::fixture::*;
+use crate::{
+    allocator::Conflict,
+    service::{Families, Family, FamilyError, RequestError},
+};
 
 const BOTH: Families = Families::Both;
 const PREFER: Families = Families::PreferBoth { first: Family::V4 };
@@ -9,6 +14,15 @@ const PREFER_V6: Families = Families::PreferBoth { first: Family::V6 };
 
 fn assigned(pool: &str, addresses: &[&str]) -> Outcome {
     Outcome::Assigned(assignment(pool, addresses))
+}
+
+fn two_pools(v4: (&str, &str), v6: (&str, &str)) -> Outcome {
+    let first = Assignment::new(ip(v4.1), v4.0.into());
+    Outcome::Assigned(first.with(ip(v6.1), v6.0.into()))
+}
+
+fn exhausted(family: Family) -> Refusal {
+    Refusal::Exhausted { family, left: Left::default() }
 }
 
 fn pending(refusal: Refusal) -> Outcome {
@@ -22,7 +36,7 @@ fn outcome(pools: impl IntoIterator<Item = Pool>, all: &[Service]) -> Outcome {
 
 /// The outcomes, in the order of the Services given.
 fn outcomes(pools: impl IntoIterator<Item = Pool>, all: &[Service]) -> Vec<Outcome> {
-    let plan = plan(&config(pools), &services(all.to_vec()));
+    let plan = plan(&config(pools), &services(all.to_vec()), Instant::now());
     all.iter()
         .map(|s| plan.decision(&s.key).map_or(Outcome::NotOurs, |d| d.outcome.clone()))
         .collect()
@@ -36,6 +50,10 @@ fn v4_pool() -> Pool {
 
 fn v6_pool() -> Pool {
     pool("six", &["2001:db8::-2001:db8::3"])
+}
+
+fn v6_pool_for_others() -> Pool {
+    pinned("six", &["2001:db8::1"], 0, Some("other"))
 }
 
 fn dual_pool() -> Pool {
@@ -94,7 +112,7 @@ fn automatic_assignment() {
             "no address of the family",
             &[v4_pool()],
             service("a").families(V6),
-            pending(Refusal::Exhausted { families: V6 }),
+            pending(exhausted(Family::V6)),
         ),
         case(
             "pinned before general",
@@ -126,10 +144,28 @@ fn automatic_assignment() {
             assigned("z", &["192.0.2.9", "2001:db8::9"]),
         ),
         case(
-            "dual stack needs one pool",
+            "dual stack out of two pools",
             &[v4_pool(), v6_pool()],
             service("a").families(BOTH),
-            pending(Refusal::Exhausted { families: BOTH }),
+            two_pools(("four", "192.0.2.0"), ("six", "2001:db8::")),
+        ),
+        case(
+            "dual stack names the family that is missing",
+            &[v4_pool()],
+            service("a").families(BOTH),
+            pending(exhausted(Family::V6)),
+        ),
+        case(
+            "a pool with both is better than a pinned one and a general one",
+            &[pinned("pin", &["192.0.2.9"], 1, None), v6_pool(), dual_pool()],
+            service("a").families(BOTH),
+            assigned("dual", &["198.51.100.0", "2001:db8:1::"]),
+        ),
+        case(
+            "two pools in their order",
+            &[v4_pool(), pinned("pin", &["192.0.2.9"], 1, None), v6_pool()],
+            service("a").families(PREFER),
+            two_pools(("pin", "192.0.2.9"), ("six", "2001:db8::")),
         ),
         case(
             "PreferDualStack takes both where possible",
@@ -138,8 +174,14 @@ fn automatic_assignment() {
             assigned("dual", &["198.51.100.0", "2001:db8:1::"]),
         ),
         case(
-            "PreferDualStack falls back to the primary family",
+            "PreferDualStack takes two pools",
             &[v4_pool(), v6_pool()],
+            service("a").families(PREFER_V6),
+            two_pools(("four", "192.0.2.0"), ("six", "2001:db8::")),
+        ),
+        case(
+            "PreferDualStack falls back to the primary family",
+            &[v6_pool()],
             service("a").families(PREFER_V6),
             assigned("six", &["2001:db8::"]),
         ),
@@ -213,7 +255,7 @@ fn requests() {
         (
             "addresses of two pools",
             service("a").families(BOTH).requests(&["198.51.100.1", "2001:db8::1"]),
-            pending(Refusal::TwoPools { address: ip("2001:db8::1"), pool: "dual".into() }),
+            two_pools(("dual", "198.51.100.1"), ("six", "2001:db8::1")),
         ),
         (
             "an address of no pool",
@@ -236,13 +278,13 @@ fn requests() {
             pending(Refusal::InOtherPool {
                 address: ip("192.0.2.1"),
                 pool: "four".into(),
-                requested: "dual".to_owned(),
+                requested: "dual".into(),
             }),
         ),
         (
             "an unknown pool",
             service("a").requests_pool("nowhere"),
-            pending(Refusal::UnknownPool { pool: "nowhere".to_owned() }),
+            pending(Refusal::UnknownPool { pool: "nowhere".into() }),
         ),
         (
             "a pool for another namespace",
@@ -257,7 +299,26 @@ fn requests() {
         (
             "a pool without the family",
             service("a").requests_pool("six"),
-            pending(Refusal::PoolExhausted { pool: "six".into(), families: V4 }),
+            pending(Refusal::PoolExhausted {
+                pools: vec!["six".into()],
+                family: Family::V4,
+                left: Left::default(),
+            }),
+        ),
+        (
+            "a pool for each family",
+            service("a").families(BOTH).requests_pool("four, six"),
+            two_pools(("four", "192.0.2.0"), ("six", "2001:db8::")),
+        ),
+        (
+            "two pools that lack a family",
+            service("a").families(V6).requests_pool("pin-of-nobody,four"),
+            pending(Refusal::UnknownPool { pool: "pin-of-nobody".into() }),
+        ),
+        (
+            "a thousand pools",
+            service("a").requests_pool(&["four"; 1000].join(",")),
+            pending(Refusal::TooManyPools),
         ),
         (
             "an unreadable request",
@@ -280,10 +341,7 @@ fn an_address_left_out_by_avoid_buggy_ips_is_not_owned() {
 #[test]
 fn sharing() {
     let first = || service("a").created(1).shares("key", 80);
-    let local = |service: Service, backend: &str| {
-        let sharing = Sharing { backend: backend.to_owned(), ..service.sharing.clone() };
-        Service { sharing, ..service }
-    };
+    let local = |service: Service, backend: &str| service.local(backend);
     let address = ip("192.0.2.0");
     let taken = |conflict| pending(Refusal::Conflict(conflict));
     let second = |service: Service| service.created(2).requests(&["192.0.2.0"]);
@@ -323,8 +381,6 @@ fn sharing() {
     }
 }
 
-use crate::service::Sharing;
-
 #[test]
 fn services_with_one_key_pack_onto_one_address() {
     let all = [
@@ -355,8 +411,13 @@ fn held_addresses_stay() {
             &["198.51.100.3", "2001:db8:1::"],
         ),
         (
-            "PreferDualStack stays where it cannot be completed",
+            "PreferDualStack is completed out of another pool",
             service("a").families(PREFER).shows(&["192.0.2.3"], "four"),
+            &["192.0.2.3", "2001:db8:1::"],
+        ),
+        (
+            "PreferDualStack stays where it cannot be completed",
+            service("a").families(PREFER).requests_pool("four").shows(&["192.0.2.3"], "four"),
             &["192.0.2.3"],
         ),
         (
@@ -365,9 +426,9 @@ fn held_addresses_stay() {
             &["198.51.100.3"],
         ),
         (
-            "single stack that became dual stack moves to a pool that has both",
+            "single stack that became dual stack stays and gets the other family",
             service("a").families(BOTH).shows(&["192.0.2.3"], "four"),
-            &["198.51.100.0", "2001:db8:1::"],
+            &["192.0.2.3", "2001:db8:1::"],
         ),
         (
             "of two addresses of one family the first stays",
@@ -400,7 +461,7 @@ fn held_addresses_stay() {
         let pools = [v4_pool(), dual_pool(), v6_pool(), hidden.clone()];
         let outcome = outcome(pools, &[service]);
         let Outcome::Assigned(held) = outcome else { panic!("{what}: {outcome:?}") };
-        assert_eq!(held.addresses, ips(expected), "{what}");
+        assert_eq!(held.addresses(), ips(expected), "{what}");
     }
 }
 
@@ -413,13 +474,21 @@ fn a_request_that_cannot_be_met_leaves_the_service_what_it_holds() {
         service("a").requests_pool("nowhere"),
         service("a").requests_pool("six"),
         service("a").families(BOTH),
+        service("a").requests(&["192.0.2.3", "2001:db8::1"]).families(BOTH),
+        service("a").requests_pool("tenant"),
+        service("a").requests(&["10.0.0.1"]),
+        service("a").requests_pool("a,b,c"),
         Service { requested: Err(RequestError::Twice), ..service("a") },
     ];
+    let tenant = pinned("tenant", &["10.0.0.1"], 0, Some("other"));
     for case in cases {
         let case = case.shows(&["192.0.2.3"], "four");
-        match outcome([v4_pool(), v6_pool()], &[case.clone(), holder.clone()]) {
+        match outcome(
+            [v4_pool(), v6_pool_for_others(), tenant.clone()],
+            &[case.clone(), holder.clone()],
+        ) {
             Outcome::Pending { kept, .. } => {
-                assert_eq!(kept, Some(assignment("four", &["192.0.2.3"])));
+                assert_eq!(kept.as_deref(), Some(&assignment("four", &["192.0.2.3"])));
             }
             other => panic!("{case:?}: {other:?}"),
         }
@@ -429,22 +498,15 @@ fn a_request_that_cannot_be_met_leaves_the_service_what_it_holds() {
 #[test]
 fn what_the_configuration_no_longer_allows_is_taken_back_with_its_reason() {
     let lost = |pools: &[Pool], service: Service| {
-        let plan = plan(&config(pools.to_vec()), &services([service.clone()]));
+        let plan = plan(&config(pools.to_vec()), &services([service.clone()]), Instant::now());
         let decision = plan.decision(&service.key).unwrap();
         assert_eq!(decision.outcome.assignment(), None);
-        decision.lost.clone()
+        decision.lost.as_deref().cloned()
     };
     let full = service("a").families(V6);
     assert_eq!(
         lost(&[v6_pool()], service("a").shows(&["192.0.2.0"], "four")),
         Some(Refusal::InNoPool { address: ip("192.0.2.0") })
-    );
-    assert_eq!(
-        lost(
-            &[pinned("four", &["192.0.2.0"], 0, Some("x"))],
-            service("a").shows(&["192.0.2.0"], "")
-        ),
-        Some(Refusal::NotAdmitted { pool: "four".into() })
     );
     assert_eq!(
         lost(&[v4_pool()], full.shows(&["192.0.2.0"], "four")),
@@ -453,17 +515,42 @@ fn what_the_configuration_no_longer_allows_is_taken_back_with_its_reason() {
 }
 
 #[test]
+fn a_pool_that_is_not_for_the_service_any_more_is_left_for_another_one() {
+    let other = pinned("other", &["192.0.2.0"], 0, Some("x"));
+    let holder = service("a").shows(&["192.0.2.0"], "other");
+    let not_admitted = Refusal::NotAdmitted { pool: "other".into() };
+    let kept = Outcome::Pending {
+        refusal: not_admitted.clone(),
+        kept: Some(Box::new(assignment("other", &["192.0.2.0"]))),
+    };
+    assert_eq!(outcome([other.clone()], &[holder.clone()]), kept);
+    let full = pool("full", &["192.0.2.9"]);
+    let taken = service("b").shows(&["192.0.2.9"], "full");
+    assert_eq!(outcome([other.clone(), full.clone()], &[holder.clone(), taken.clone()]), kept);
+
+    // And as soon as there is another one.
+    let mut all = services([holder, taken]);
+    let config = config([other, full]);
+    let mut plan = plan(&config, &all, Instant::now());
+    all.remove(&key("b"));
+    plan.revise(&all, &BTreeSet::from([key("b")]), Instant::now());
+    let decision = plan.decision(&key("a")).unwrap();
+    assert_eq!(decision.outcome, assigned("full", &["192.0.2.9"]));
+    assert_eq!(decision.lost.as_deref(), Some(&not_admitted));
+}
+
+#[test]
 fn of_two_holders_the_older_keeps_the_address() {
     let all = [
         service("a").created(2).shows(&["192.0.2.2"], "four"),
         service("b").created(1).shows(&["192.0.2.2"], "four"),
     ];
-    let plan = plan(&config([v4_pool()]), &services(all));
+    let plan = plan(&config([v4_pool()]), &services(all), Instant::now());
     let address = |name| plan.decision(&key(name)).unwrap().outcome.assignment().cloned();
     assert_eq!(address("b"), Some(assignment("four", &["192.0.2.2"])));
     assert_eq!(address("a"), Some(assignment("four", &["192.0.2.0"])));
     assert!(matches!(
-        plan.decision(&key("a")).unwrap().lost,
+        plan.decision(&key("a")).unwrap().lost.as_deref(),
         Some(Refusal::Conflict(Conflict::Taken { .. }))
     ));
 }
@@ -474,7 +561,7 @@ fn a_holder_is_served_before_an_older_service_without() {
     let all = [service("old").created(1), service("new").created(2).shows(&["192.0.2.1"], "one")];
     assert_eq!(
         outcomes([pool], &all),
-        [pending(Refusal::Exhausted { families: V4 }), assigned("one", &["192.0.2.1"])]
+        [pending(exhausted(Family::V4)), assigned("one", &["192.0.2.1"])]
     );
 }
 
@@ -496,13 +583,13 @@ fn a_freed_address_goes_to_the_oldest_that_waits() {
     let config = config([pool("one", &["192.0.2.1"])]);
     let mut all =
         services([service("a").created(1), service("b").created(3), service("c").created(2)]);
-    let mut plan = plan(&config, &all);
+    let mut plan = plan(&config, &all, Instant::now());
     all.remove(&key("a"));
-    let changed = plan.revise(&all, &BTreeSet::from([key("a")]));
+    let changed = plan.revise(&all, &BTreeSet::from([key("a")]), Instant::now());
     assert_eq!(changed, BTreeSet::from([key("a"), key("c")]));
     let outcome = |name| plan.decision(&key(name)).map(|decision| decision.outcome.clone());
     assert_eq!(outcome("c"), Some(assigned("one", &["192.0.2.1"])));
-    assert_eq!(outcome("b"), Some(pending(Refusal::Exhausted { families: V4 })));
+    assert_eq!(outcome("b"), Some(pending(exhausted(Family::V4))));
     assert_eq!(outcome("a"), None);
 }
 
@@ -516,191 +603,8 @@ fn who_waits_may_share_what_another_got() {
         service("holder").created(1),
         service("waits").created(2).shares("key", 80).requests(&["192.0.2.1"]),
     ]);
-    let mut plan = plan(&config(pools), &all);
+    let mut plan = plan(&config(pools), &all, Instant::now());
     all.insert(key("holder"), service("holder").created(1).shares("key", 443));
-    let changed = plan.revise(&all, &BTreeSet::from([key("holder")]));
+    let changed = plan.revise(&all, &BTreeSet::from([key("holder")]), Instant::now());
     assert_eq!(changed, BTreeSet::from([key("waits")]));
-}
-
-#[test]
-fn refusals_are_said_in_the_users_words() {
-    let cases = [
-        (
-            Refusal::RequestedFamilies {
-                requested: ips(&["192.0.2.1", "2001:db8::1"]),
-                families: V6,
-            },
-            "the requested addresses 192.0.2.1, 2001:db8::1 do not fit: the Service is IPv6",
-        ),
-        (
-            Refusal::Exhausted { families: BOTH },
-            "no available IPs: no IPAddressPool for this Service has a dual stack address left",
-        ),
-        (
-            Refusal::Conflict(Conflict::Port {
-                address: ip("192.0.2.1"),
-                port: tcp(80),
-                by: key("a"),
-            }),
-            "port TCP/80 of the shared address 192.0.2.1 is in use by Service default/a",
-        ),
-    ];
-    for (refusal, text) in cases {
-        assert_eq!(refusal.to_string(), text);
-    }
-}
-
-fn any_service() -> impl Strategy<Value = Service> {
-    let families = prop_oneof![Just(V4), Just(V6), Just(BOTH), Just(PREFER), Just(PREFER_V6)];
-    let requested = prop_oneof![
-        6 => Just(vec![]),
-        1 => Just(ips(&["192.0.2.1"])),
-        1 => Just(ips(&["192.0.2.2"])),
-        1 => Just(ips(&["198.51.100.1", "2001:db8:1::1"])),
-    ];
-    let requested_pool =
-        prop_oneof![6 => Just(None), 1 => Just(Some("four")), 1 => Just(Some("dual"))];
-    let sharing = prop_oneof![2 => Just(""), 1 => Just("k"), 1 => Just("l")];
-    let port = prop_oneof![Just(80u16), Just(443)];
-    (0u8..8, families, requested, requested_pool, sharing, port).prop_map(
-        |(index, families, requested, requested_pool, sharing, port)| {
-            let service = service(&format!("s{index}"))
-                .created(i64::from(index) % 5)
-                .families(families)
-                .shares(sharing, port);
-            Service {
-                requested: Ok(requested),
-                requested_pool: requested_pool.map(str::to_owned),
-                ..service
-            }
-        },
-    )
-}
-
-fn small_pools() -> [Pool; 4] {
-    [
-        pool("four", &["192.0.2.1-192.0.2.2"]),
-        pool("six", &["2001:db8::1-2001:db8::2"]),
-        pool("dual", &["198.51.100.1-198.51.100.2", "2001:db8:1::1-2001:db8:1::2"]),
-        pinned("pin", &["203.0.113.1"], 1, Some("default")),
-    ]
-}
-
-#[derive(Debug, Clone)]
-enum Step {
-    Apply(Box<Service>),
-    Delete(u8),
-    /// Bit by bit, which of the pools there are.
-    Pools(u8),
-}
-
-fn any_step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => any_service().prop_map(|service| Step::Apply(Box::new(service))),
-        2 => (0u8..8).prop_map(Step::Delete),
-        1 => (0u8..16).prop_map(Step::Pools),
-    ]
-}
-
-fn assert_sound(plan: &Plan, services: &BTreeMap<ServiceKey, Service>) {
-    let mut users: BTreeMap<IpAddr, Vec<&Service>> = BTreeMap::new();
-    for (key, decision) in plan.decisions() {
-        let service = &services[key];
-        let Some(held) = decision.outcome.assignment() else { continue };
-        assert_eq!(plan.allocator().assignment(key), Some(held));
-        for address in &held.addresses {
-            let pool = plan.allocator().pool_of(*address).expect("held addresses are in a pool");
-            assert_eq!(pool.name, held.pool);
-            assert!(pool.admits(&key.namespace, &service.labels));
-            users.entry(*address).or_default().push(service);
-        }
-        if let (Outcome::Assigned(held), Ok(families)) = (&decision.outcome, service.families) {
-            let fits = match families {
-                Families::One(family) => held.addresses.iter().map(|a| Family::of(*a)).eq([family]),
-                Families::Both => held.addresses.len() == 2,
-                Families::PreferBoth { .. } => !held.addresses.is_empty(),
-            };
-            assert!(fits, "{service:?} {held:?}");
-        }
-    }
-    for (address, users) in users {
-        for (index, a) in users.iter().enumerate() {
-            for b in &users[index + 1..] {
-                assert!(!a.sharing.key.is_empty() && a.sharing == b.sharing, "{address}");
-                assert!(a.ports.is_disjoint(&b.ports), "{address}");
-            }
-        }
-    }
-}
-
-/// What everybody holds, and whether more is asked for. Which of several obstacles a refusal names
-/// depends on when it was asked.
-fn result(plan: &Plan) -> BTreeMap<ServiceKey, (Option<Assignment>, bool)> {
-    let result = |decision: &Decision| {
-        let pending = matches!(decision.outcome, Outcome::Pending { .. });
-        (decision.outcome.assignment().cloned(), pending)
-    };
-    plan.decisions().map(|(key, decision)| (key.clone(), result(decision))).collect()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    /// After any history the plan is sound, and a controller that starts anew from the statuses
-    /// decides the same.
-    #[test]
-    fn a_restart_changes_nothing(steps in prop::collection::vec(any_step(), 1..40)) {
-        let mut pools = config(small_pools());
-        let mut all = BTreeMap::new();
-        let mut kept = plan(&pools, &all);
-        for step in steps {
-            match step {
-                Step::Apply(service) => {
-                    let held = kept.allocator().assignment(&service.key);
-                    let service = service.showing(held);
-                    let key = service.key.clone();
-                    all.insert(key.clone(), service);
-                    kept.revise(&all, &BTreeSet::from([key]));
-                }
-                Step::Delete(index) => {
-                    let key = key(&format!("s{index}"));
-                    all.remove(&key);
-                    kept.revise(&all, &BTreeSet::from([key]));
-                }
-                Step::Pools(bits) => {
-                    let chosen = small_pools()
-                        .into_iter()
-                        .enumerate()
-                        .filter(|(index, _)| bits & (1 << index) != 0)
-                        .map(|(_, pool)| pool);
-                    pools = config(chosen);
-                    kept = kept.renew(&pools, &all);
-                }
-            }
-            for service in all.values_mut() {
-                *service = service.clone().showing(kept.allocator().assignment(&service.key));
-            }
-            assert_sound(&kept, &all);
-            prop_assert_eq!(result(&plan(&pools, &all)), result(&kept));
-        }
-    }
-
-    /// Services without a common key that come one by one, the oldest first, get what they get
-    /// when all are there from the start.
-    #[test]
-    fn one_by_one_is_all_at_once(
-        list in prop::collection::vec(any_service().prop_map(|s| s.shares("", 80)), 1..12)
-    ) {
-        let pools = config(small_pools());
-        let all = services(list);
-        let mut ranked: Vec<&Service> = all.values().collect();
-        ranked.sort_by_key(|service| service.rank());
-        let mut present = BTreeMap::new();
-        let mut grown = plan(&pools, &present);
-        for service in ranked {
-            present.insert(service.key.clone(), service.clone());
-            grown.revise(&present, &BTreeSet::from([service.key.clone()]));
-        }
-        prop_assert_eq!(result(&grown), result(&plan(&pools, &all)));
-    }
 }

@@ -39,8 +39,8 @@ use shell::{
     client::Clients,
     events::Events,
     metrics::{ApiMetrics, scrape},
-    probes::{Ready, serve_health, serve_metrics},
-    resources::{Selection, resources},
+    probes::{MetricsServer, Ready, serve_health, serve_metrics},
+    resources::{Selection, Update, resources},
     slim::{SlimEndpointSlice, SlimNode, SlimService},
     watch::{Change, changes},
 };
@@ -76,7 +76,7 @@ pub struct Settings {
     pub secret_key: Option<PathBuf>,
     pub exclude: link::Exclude,
     pub options: Options,
-    pub metrics: Option<SocketAddr>,
+    pub metrics: Option<MetricsServer>,
     pub health: Option<SocketAddr>,
 }
 
@@ -93,7 +93,8 @@ enum Input {
 pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) -> Result<()> {
     let metrics = Arc::new(metrics::Metrics::default());
     let ready = Ready::default();
-    serve_probes(&settings, &metrics, &ready, &stop).await?;
+    let listed = ready.waits_for("the first list of every kind");
+    serve_probes(&settings, &clients.write, &metrics, ready, &stop).await?;
 
     let (wire, mut report) = wire::spawn(wire::WireConfig {
         me: settings.node.clone(),
@@ -157,7 +158,7 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
                         if unlisted == 0 {
                             info!("everything is listed");
                             planner.handle(Event::Synced, clock::now());
-                            ready.set();
+                            listed.fulfill();
                         }
                     }
                 }
@@ -174,19 +175,20 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
 
 async fn serve_probes(
     settings: &Settings,
+    client: &Client,
     metrics: &metrics::Metrics,
-    ready: &Ready,
+    ready: Ready,
     stop: &CancellationToken,
 ) -> Result<()> {
     if let Some(address) = settings.health {
-        serve_health(address, ready.clone(), stop.clone()).await?;
+        serve_health(address, ready, None, stop.clone()).await?;
     }
-    if let Some(address) = settings.metrics {
+    if let Some(server) = settings.metrics.clone() {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let registry = Arc::new(registry);
         let text = move || future::ready(Some(scrape(&registry)));
-        serve_metrics(address, text, stop.clone()).await?;
+        serve_metrics(server, client.clone(), text, stop.clone()).await?;
     }
     Ok(())
 }
@@ -224,7 +226,11 @@ fn inputs(
         Change::Listed => Input::Listed,
     });
     let resources = resources(client, namespace, Selection::Unlabelled, metrics);
-    let resources = resources.enumerate().flat_map(|(before, resources)| {
+    let whole = |update| match update {
+        Update::Whole(resources) => Some(Arc::unwrap_or_clone(resources)),
+        Update::Status(_) => None,
+    };
+    let resources = resources.filter_map(move |update| future::ready(whole(update))).enumerate().flat_map(|(before, resources)| {
         let event = Input::Event(Event::Resources(Box::new(resources)));
         iter([event].into_iter().chain((before == 0).then_some(Input::Listed)))
     });

@@ -206,7 +206,7 @@ impl Writer {
         });
         let status = json!({"result": result, "errorSummary": summary, "conditions": [condition]});
         let body = json!({"status": status});
-        state::write(&api, MANAGER, &name, labels, body).await?;
+        state::write(&api, MANAGER, &name, labels, None, body).await?;
         Ok(())
     }
 

@@ -617,6 +617,7 @@ impl Cluster {
                     controller.cursor = Some(upto);
                 }
                 self.tell_controller(life, controller::controller::Event::Synced);
+                self.tell_controller(life, controller::controller::Event::Leading);
             }
             Watcher::Speaker(node) => {
                 if let Some(speaker) = &mut self.nodes[node].speaker {
@@ -686,7 +687,7 @@ impl Cluster {
             }
             Change::Resources(mut resources) => {
                 resources.namespaces.insert("default".into(), config::Labels::new());
-                controller::controller::Event::ResourcesChanged(resources)
+                controller::controller::Event::ResourcesChanged(Arc::new(*resources))
             }
             Change::Slice(_) | Change::SliceGone(_) | Change::Node(_) | Change::NodeGone(_) => {
                 return;
@@ -716,13 +717,13 @@ impl Cluster {
                     let delay = self.delay(300, 3_000);
                     self.later(delay, Message::PatchArrives { life, key, body: Box::new(body) });
                 }
-                controller::controller::Action::PatchPoolStatus { pool, .. } => {
+                controller::controller::Action::PatchStatus { object, .. } => {
                     let result = controller::controller::WriteResult::Written {
                         resource_version: "0".into(),
                     };
                     self.tell_controller(
                         life,
-                        controller::controller::Event::PoolStatusDone { pool, result },
+                        controller::controller::Event::StatusDone { object, result },
                     );
                 }
                 controller::controller::Action::PatchConfigurationState { .. } => {

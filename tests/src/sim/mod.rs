@@ -10,6 +10,7 @@ pub mod api;
 pub mod checker;
 pub mod cluster;
 pub mod host;
+pub mod replicas;
 pub mod router;
 pub mod scenario;
 

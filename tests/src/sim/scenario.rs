@@ -6,7 +6,10 @@ use std::{
 };
 
 use config::Resources;
-use k8s_openapi::api::{core::v1::Node, discovery::v1::EndpointSlice};
+use k8s_openapi::api::{
+    core::v1::{Node, Service},
+    discovery::v1::EndpointSlice,
+};
 use rand::RngExt as _;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -14,11 +17,15 @@ use serde_json::{Value, json};
 use super::{
     api::Key,
     checker::{SHARE, at_rest},
-    cluster::{Broken, Cluster, Fault, Options},
+    cluster::{Broken, Cluster, Fault, Options, addresses},
+    replicas::{self, Replicas},
 };
 
 /// Long enough for every back-off, list and hand-over to end.
 pub const REST: Duration = Duration::from_secs(12);
+
+/// IPv4 addresses of the pool `lan`; of IPv6 ones it has more.
+pub const LAN_V4: usize = 10;
 
 /// A pool of one /28 of each family in the segment's subnets, announced by ARP and NDP from every
 /// node, and one of each announced by BGP.
@@ -77,31 +84,8 @@ pub struct Shape {
 
 /// Creates Service `number` with an endpoint on one node.
 pub fn create(cluster: &mut Cluster, number: u32, shape: Shape) -> Key {
-    let name = format!("s{number}");
-    let mut annotations = BTreeMap::new();
-    if shape.shared {
-        annotations.insert(SHARE, "together");
-    }
-    if shape.routed {
-        annotations.insert("metallb.io/address-pool", "routed");
-    }
-    let (families, ips): (Value, Value) = if shape.dual {
-        (json!(["IPv4", "IPv6"]), json!([format!("10.96.0.{number}"), format!("fd96::{number:x}")]))
-    } else {
-        (json!(["IPv4"]), json!([format!("10.96.0.{number}")]))
-    };
-    cluster.api.put_service(object(json!({
-        "metadata": {"name": name, "namespace": "default", "annotations": annotations},
-        "spec": {
-            "type": "LoadBalancer",
-            "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families,
-            "ipFamilyPolicy": if shape.dual { "RequireDualStack" } else { "SingleStack" },
-            "externalTrafficPolicy": if shape.local { "Local" } else { "Cluster" },
-            "selector": {"app": "web"},
-            "ports": [{"name": "http", "port": 1000 + number, "protocol": "TCP"}],
-        },
-    })));
-    let key = ("default".to_owned(), name);
+    cluster.api.put_service(service(number, shape));
+    let key = ("default".to_owned(), format!("s{number}"));
     let nodes = cluster.nodes.len();
     let node = cluster.rng().random_range(0..nodes);
     endpoints(cluster, &key, &[node]);
@@ -124,6 +108,35 @@ pub fn endpoints(cluster: &mut Cluster, key: &Key, nodes: &[usize]) {
         "endpoints": endpoints,
     }));
     cluster.api.put_slice(slice);
+}
+
+/// A LoadBalancer Service with one port, or two cluster IPs for `shape.dual`.
+fn service(number: u32, shape: Shape) -> Service {
+    let name = format!("s{number}");
+    let mut annotations = BTreeMap::new();
+    if shape.shared {
+        annotations.insert(SHARE, "together");
+    }
+    if shape.routed {
+        annotations.insert("metallb.io/address-pool", "routed");
+    }
+    let v4 = format!("10.96.{}.{}", number / 256, number % 256);
+    let (families, ips): (Value, Value) = if shape.dual {
+        (json!(["IPv4", "IPv6"]), json!([v4, format!("fd96::{number:x}")]))
+    } else {
+        (json!(["IPv4"]), json!([v4]))
+    };
+    object(json!({
+        "metadata": {"name": name, "namespace": "default", "annotations": annotations},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": ips[0], "clusterIPs": ips, "ipFamilies": families,
+            "ipFamilyPolicy": if shape.dual { "RequireDualStack" } else { "SingleStack" },
+            "externalTrafficPolicy": if shape.local { "Local" } else { "Cluster" },
+            "selector": {"app": "web"},
+            "ports": [{"name": "http", "port": 1000 + number, "protocol": "TCP"}],
+        },
+    }))
 }
 
 fn node(index: usize) -> Node {
@@ -230,6 +243,141 @@ fn act(cluster: &mut Cluster, number: &mut u32) {
             }
         }
     }
+}
+
+/// Several controllers that the faults of a seed happen to; with the Services that come and go
+/// meanwhile. At the end everything is well again.
+///
+/// # Errors
+/// The rule that was broken.
+pub fn play_replicas(
+    seed: u64,
+    broken: Option<replicas::Broken>,
+) -> (Replicas, Result<(), String>) {
+    let count = 2 + usize::try_from(seed % 3).expect("small");
+    let mut all = Replicas::new(seed, count, broken);
+    all.api.put_resources(resources(false));
+    for replica in 0..count {
+        all.fault(replicas::Fault::Boot(replica));
+    }
+    let outcome = replica_acts(&mut all);
+    (all, outcome)
+}
+
+/// The leader of `count` controllers dies `times` times at random moments, and comes back, while
+/// Services come and go.
+///
+/// # Errors
+/// The rule that was broken.
+pub fn restarts(seed: u64, count: usize, times: u32) -> (Replicas, Result<(), String>) {
+    let mut all = Replicas::new(seed, count, None);
+    all.api.put_resources(resources(false));
+    for replica in 0..count {
+        all.fault(replicas::Fault::Boot(replica));
+    }
+    let outcome = restart_acts(&mut all, times);
+    (all, outcome)
+}
+
+fn restart_acts(all: &mut Replicas, times: u32) -> Result<(), String> {
+    let mut number = 0;
+    for _ in 0..times {
+        for _ in 0..all.rng().random_range(0..=3) {
+            come_and_go(all, &mut number);
+            let pause = all.rng().random_range(0..20);
+            all.run(Duration::from_millis(pause))?;
+        }
+        // A takeover takes up to 2.3 s: some deaths come in the middle of one.
+        let pause = all.rng().random_range(0..4000);
+        all.run(Duration::from_millis(pause))?;
+        let victim = all.leaders().first().copied().unwrap_or_default();
+        all.fault(replicas::Fault::Crash(victim));
+        let pause = all.rng().random_range(0..500);
+        all.run(Duration::from_millis(pause))?;
+        all.fault(replicas::Fault::Boot(victim));
+    }
+    all.run(REST)?;
+    replicas_at_rest(all)
+}
+
+fn replica_acts(all: &mut Replicas) -> Result<(), String> {
+    let mut number = 0;
+    let acts = all.rng().random_range(20..=60);
+    for _ in 0..acts {
+        replica_act(all, &mut number);
+        let pause = all.rng().random_range(1..=600);
+        all.run(Duration::from_millis(pause))?;
+    }
+    all.run(Duration::from_secs(6))?;
+    for replica in 0..all.count() {
+        all.fault(replicas::Fault::Boot(replica));
+    }
+    all.run(REST)?;
+    replicas_at_rest(all)
+}
+
+fn replica_act(all: &mut Replicas, number: &mut u32) {
+    use replicas::Fault;
+    let count = all.count();
+    let any = all.rng().random_range(0..count);
+    // The leader is who it hurts.
+    let replica = all.leaders().first().copied().filter(|_| all.rng().random()).unwrap_or(any);
+    let time = Duration::from_millis(all.rng().random_range(50..5000));
+    match all.rng().random_range(0..24) {
+        0 | 1 => all.fault(Fault::Crash(replica)),
+        2..=4 => all.fault(Fault::Boot(any)),
+        5 => all.fault(Fault::Stop(replica)),
+        6 | 7 => all.fault(Fault::Freeze(replica, time)),
+        8 => all.fault(Fault::CutOff(replica, time)),
+        9 => all.fault(Fault::ApiFreeze(time)),
+        10 => all.fault(Fault::ApiDown(time)),
+        11 => all.fault(Fault::WatchLag(any, time)),
+        12 => all.fault(Fault::LeaseDeleted),
+        _ => come_and_go(all, number),
+    }
+}
+
+fn come_and_go(all: &mut Replicas, number: &mut u32) {
+    let services = all.api.services.len();
+    if services > 0 && all.rng().random_ratio(1, 4) {
+        let index = all.rng().random_range(0..services);
+        if let Some(key) = all.api.services.keys().nth(index).cloned() {
+            all.tell(format_args!("delete {key:?}"));
+            all.api.delete_service(&key);
+        }
+        return;
+    }
+    // More Services than the pool has addresses: some wait for what others leave.
+    for _ in 0..all.rng().random_range(1..=4) {
+        if all.api.services.len() < 14 {
+            let shape = Shape {
+                shared: all.rng().random_ratio(1, 4),
+                dual: all.rng().random_ratio(1, 3),
+                ..Shape::default()
+            };
+            all.tell(format_args!("create s{number} {shape:?}"));
+            all.api.put_service(service(*number, shape));
+            *number += 1;
+        }
+    }
+}
+
+/// One leads, and nobody waits for an address that is free.
+///
+/// # Errors
+/// The rule that is broken.
+pub fn replicas_at_rest(all: &Replicas) -> Result<(), String> {
+    let [_] = all.leaders()[..] else {
+        return Err(format!("{:?} lead at rest", all.leaders()));
+    };
+    let held: BTreeSet<_> = all.api.services.values().flat_map(addresses).collect();
+    let v4_is_full = held.iter().filter(|address| address.is_ipv4()).count() == LAN_V4;
+    for (key, service) in &all.api.services {
+        if addresses(service).is_empty() && !v4_is_full {
+            return Err(format!("{key:?} has no address at rest, and there are some"));
+        }
+    }
+    Ok(())
 }
 
 fn some_service(cluster: &mut Cluster) -> Option<Key> {

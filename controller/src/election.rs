@@ -8,8 +8,8 @@
 //! into it, which is longer. So the two never overlap, however the clocks of the machines differ.
 //!
 //! Where there is no Lease, one that has just started takes it at once: after the removal of a Lease
-//! whose holder lives, it would lead beside that one for as long as the holder needs to notice, at
-//! most one retry period.
+//! whose holder lives, it would lead beside that one for as long as the holder needs to notice: one
+//! retry period, or up to the renew deadline where the holder is cut off as well.
 //!
 //! Two rules go beyond client-go's: a standby whose reads failed looks once more before it takes
 //! an expired Lease, so that the holder can come back first when the API server does; and it does

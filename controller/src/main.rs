@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Parser, ValueEnum};
 use controller::{
-    election::Settings,
+    election::{Settings, SettingsError},
     io::{
         self, Duty, FIELD_MANAGER, Options,
         lease::LeaseOptions,
@@ -105,12 +105,7 @@ struct ElectionFlags {
 
 impl ElectionFlags {
     /// `pod_name`: by which people know this replica.
-    fn options(
-        self,
-        namespace: &str,
-        pod_name: Option<&str>,
-        duty: Duty,
-    ) -> anyhow::Result<Option<LeaseOptions>> {
+    fn settings(&self, pod_name: Option<&str>) -> Result<Settings, SettingsError> {
         // Two processes of one name, such as a container that was restarted, are not the same.
         let random: u64 = rand::random();
         let settings = Settings {
@@ -120,6 +115,10 @@ impl ElectionFlags {
             retry_period: self.leader_election_retry_period,
         };
         settings.check()?;
+        Ok(settings)
+    }
+
+    fn lease(self, settings: Settings, namespace: &str, duty: Duty) -> Option<LeaseOptions> {
         let name = match duty {
             Duty::All => self.leader_election_id,
             // Whoever keeps certificates only must not keep others from assigning addresses.
@@ -127,7 +126,7 @@ impl ElectionFlags {
         };
         let given = self.leader_election_namespace.and_then(not_empty);
         let namespace = given.unwrap_or_else(|| namespace.to_owned());
-        Ok(self.leader_elect.then_some(LeaseOptions { namespace, name, settings }))
+        self.leader_elect.then_some(LeaseOptions { namespace, name, settings })
     }
 }
 
@@ -213,12 +212,13 @@ async fn main() -> anyhow::Result<()> {
     install_crypto();
     telemetry::init(arguments.log_level);
     let (tls, access) = (arguments.serving.tls()?, arguments.serving.metrics_access()?);
+    let pod_name = arguments.pod_name.and_then(not_empty);
+    let settings = arguments.election.settings(pod_name.as_deref())?;
     let agent = format!("{FIELD_MANAGER}/{}", env!("CARGO_PKG_VERSION"));
     let (clients, namespace) = connect(&agent, arguments.namespace.and_then(not_empty)).await?;
-    let pod_name = arguments.pod_name.and_then(not_empty);
     let duty = arguments.webhook.duty();
     let options = Options {
-        lease: arguments.election.options(&namespace, pod_name.as_deref(), duty)?,
+        lease: arguments.election.lease(settings, &namespace, duty),
         duty,
         namespace,
         lb_class: not_empty(arguments.lb_class),

@@ -252,10 +252,11 @@ impl ControlPlane {
         let pki = self.directory.join("pki");
         // No kube-proxy runs beside it, so it calls webhooks by the addresses of their pods.
         let flags = format!(
-            "--enable-aggregator-routing=true --etcd-servers={ETCD} --bind-address=:: --secure-port=6443 \
-             --advertise-address={SERVER} --tls-cert-file={pki}/apiserver.crt \
-             --tls-private-key-file={pki}/apiserver.key --client-ca-file={pki}/ca.crt \
-             --token-auth-file={tokens} --authorization-mode=RBAC --allow-privileged=true \
+            "--enable-aggregator-routing=true --etcd-servers={ETCD} \
+             --bind-address=:: --secure-port=6443 --advertise-address={SERVER} \
+             --tls-cert-file={pki}/apiserver.crt --tls-private-key-file={pki}/apiserver.key \
+             --client-ca-file={pki}/ca.crt --token-auth-file={tokens} \
+             --authorization-mode=RBAC --allow-privileged=true \
              --service-account-issuer=https://kubernetes.default.svc \
              --service-account-key-file={pki}/sa.pub \
              --service-account-signing-key-file={pki}/sa.key \

@@ -2,9 +2,10 @@
 //! cluster once these manifests are applied to it.
 //!
 //! This file opens files and connections; all else is made of functions without I/O: [`read`]
-//! (octets → objects), [`input`] (objects → what the controller reads), [`report`] (that → the
-//! result) and [`print`].
+//! (octets → objects), [`input`] and [`assumed`] (objects → what the controller reads), [`report`]
+//! (that → the result) and [`print`].
 
+mod assumed;
 mod cluster;
 mod input;
 mod print;

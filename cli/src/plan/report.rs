@@ -16,7 +16,8 @@ use controller::{
 use serde::{Serialize, Serializer};
 
 use super::{
-    input::{Input, Key, Kind, Settings, after_apply, candidate},
+    assumed::after_apply,
+    input::{Input, Key, Kind, Settings, candidate},
     read::ReadError,
 };
 

@@ -10,6 +10,7 @@ use crate::{
 
 /// How `/metrics` is served, and what TLS offers wherever this process serves it.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Metrics and TLS")]
 pub struct ServingFlags {
     /// How /metrics is served: `secure` by HTTPS to bearer tokens that may get the path /metrics
     /// (TokenReview, SubjectAccessReview), `plain` by HTTP to everybody

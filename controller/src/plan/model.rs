@@ -391,7 +391,7 @@ fn shown_by(service: &Service) -> Parts {
         let (v4, v6) = text.split_once(',').unwrap_or((&text, &text));
         let family = Family::of(*address);
         let pool = if family == Family::V4 { v4 } else { v6 };
-        shown.entry(family).or_insert((*address, pool.into()));
+        shown.entry(family).or_insert_with(|| (*address, pool.into()));
     }
     shown
 }

@@ -523,7 +523,7 @@ fn a_pool_that_is_not_for_the_service_any_more_is_left_for_another_one() {
         refusal: not_admitted.clone(),
         kept: Some(Box::new(assignment("other", &["192.0.2.0"]))),
     };
-    assert_eq!(outcome([other.clone()], &[holder.clone()]), kept);
+    assert_eq!(outcome([other.clone()], std::slice::from_ref(&holder)), kept);
     let full = pool("full", &["192.0.2.9"]);
     let taken = service("b").shows(&["192.0.2.9"], "full");
     assert_eq!(outcome([other.clone(), full.clone()], &[holder.clone(), taken.clone()]), kept);

@@ -86,6 +86,7 @@ enum Answer {
     List {
         term: u64,
         everything: Vec<Change>,
+        upto: usize,
     },
     FirstList {
         everything: Vec<Change>,
@@ -421,7 +422,9 @@ impl Replicas {
             }
             Request::List { term } if down => Answer::ListFailed { term },
             Request::FirstList if down => Answer::FirstListFailed,
-            Request::List { term } => Answer::List { term, everything: self.api.list() },
+            Request::List { term } => {
+                Answer::List { term, everything: self.api.list(), upto: self.api.log.len() }
+            }
             Request::FirstList => {
                 Answer::FirstList { everything: self.api.list(), upto: self.api.log.len() }
             }
@@ -521,20 +524,23 @@ impl Replicas {
             Answer::Lease { number, event } => self.lease_answered(replica, number, event),
             Answer::Patch { key, result } => self.written(replica, key, result),
             Answer::FirstList { everything, upto } => {
-                self.feed(replica, everything);
-                if let Some(process) = &mut self.replicas[replica].process {
+                let Some(process) = &mut self.replicas[replica].process else { return };
+                if process.cursor.is_none_or(|cursor| cursor < upto) {
                     process.cursor = Some(upto);
+                    self.feed(replica, everything);
                 }
                 self.tell_core(replica, Event::Synced);
                 if self.broken == Some(Broken::EverybodyLeads) {
                     self.tell_core(replica, Event::Leading);
                 }
             }
-            Answer::List { term, everything } => {
-                let Some(process) = &self.replicas[replica].process else { return };
+            Answer::List { term, everything, upto } => {
+                let Some(process) = &mut self.replicas[replica].process else { return };
                 if process.term != term || !process.election.may_write(self.now) {
                     return;
                 }
+                // The watch goes on from the list.
+                process.cursor = process.cursor.max(Some(upto));
                 let there: Vec<ServiceKey> = everything.iter().filter_map(key_of).collect();
                 let gone: Vec<ServiceKey> =
                     process.core.services().filter(|key| !there.contains(key)).cloned().collect();

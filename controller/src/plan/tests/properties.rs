@@ -186,7 +186,7 @@ fn without_cool_down(config: &Config) -> Config {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     /// After any history the plan is sound and what the model says. Where nothing cools down, a
     /// controller that starts anew from the statuses decides the same.

@@ -74,6 +74,16 @@ fn every_node_is_a_candidate_and_every_node_sends_the_route() {
 }
 
 #[test]
+fn two_addresses_of_two_pools_are_announced_each_as_its_pool_is() {
+    let mut case = Case::plain();
+    case.cluster.apply_slice(&slice("a", &["n2"]));
+    let plan = case.plan("n1", &service("a", &["10.0.0.9", "2001:db8::7"], &json!({})));
+    assert_eq!(candidates(&plan), NODES);
+    assert_eq!(plan.layer2.as_ref().unwrap().keys().next(), Some(&"10.0.0.9".parse().unwrap()));
+    assert_eq!(prefixes(&plan), ["2001:db8::7/128"]);
+}
+
+#[test]
 fn local_policy_needs_an_endpoint_on_the_node() {
     let local = json!({"spec": {"externalTrafficPolicy": "Local"}});
     let mut case = Case::plain();

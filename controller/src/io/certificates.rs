@@ -30,7 +30,7 @@ use kube::{
     core::Status,
     runtime::watcher,
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 use shell::{
     client::{Clients, RequestError, request},
@@ -97,8 +97,8 @@ pub async fn keep(
 
 enum Input {
     Secret(Change<Secret>),
-    Webhooks(Change<ValidatingWebhookConfiguration>),
-    Definition(Change<CustomResourceDefinition>),
+    Webhooks(Change<Webhooks>),
+    Definition(Change<Definition>),
 }
 
 fn inputs(
@@ -122,6 +122,52 @@ where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     changes(api, watcher::Config::default().fields(&format!("metadata.name={name}")), metrics)
+}
+
+/// What is read of the configuration of the webhooks. The whole type would be as much program text
+/// as the rest of this file, and that of a definition ten times more.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = ValidatingWebhookConfiguration)]
+struct Webhooks {
+    metadata: ObjectMeta,
+    webhooks: Option<Vec<Webhook>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Webhook {
+    name: String,
+    client_config: ClientConfig,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ClientConfig {
+    ca_bundle: Option<ByteString>,
+}
+
+/// What is read of the definition of the kind that is converted.
+#[derive(Debug, Clone, Deserialize, Resource)]
+#[resource(inherit = CustomResourceDefinition)]
+struct Definition {
+    metadata: ObjectMeta,
+    spec: DefinitionSpec,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct DefinitionSpec {
+    conversion: Option<Conversion>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Conversion {
+    webhook: Option<ConversionWebhook>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConversionWebhook {
+    client_config: Option<ClientConfig>,
 }
 
 /// What an object has API servers trust: its `caBundle`s, by the names of the webhooks. `None`
@@ -342,7 +388,7 @@ impl Keeper {
                 .map(|name| json!({"name": name, "clientConfig": {"caBundle": &bundle}}))
                 .collect();
             let patch = Patch::Strategic(json!({ "webhooks": webhooks }));
-            let api = Api::<ValidatingWebhookConfiguration>::all(self.client.clone());
+            let api = Api::<Webhooks>::all(self.client.clone());
             let written = existing(request(api.patch(WEBHOOKS, &params, &patch)).await);
             let written = written.context(WEBHOOKS)?;
             self.webhooks = Some(written.as_ref().map(of_webhooks).unwrap_or_default());
@@ -352,7 +398,7 @@ impl Keeper {
             let patch = Patch::Merge(json!({
                 "spec": {"conversion": {"webhook": {"clientConfig": {"caBundle": &bundle}}}}
             }));
-            let api = Api::<CustomResourceDefinition>::all(self.client.clone());
+            let api = Api::<Definition>::all(self.client.clone());
             let written = existing(request(api.patch(DEFINITION, &params, &patch)).await);
             let written = written.context(DEFINITION)?;
             self.definition = Some(written.as_ref().map(of_definition).unwrap_or_default());
@@ -376,15 +422,13 @@ fn take<K>(
     }
 }
 
-fn of_webhooks(
-    configuration: &ValidatingWebhookConfiguration,
-) -> BTreeMap<String, Option<ByteString>> {
+fn of_webhooks(configuration: &Webhooks) -> BTreeMap<String, Option<ByteString>> {
     let webhooks = configuration.webhooks.iter().flatten();
     webhooks.map(|hook| (hook.name.clone(), hook.client_config.ca_bundle.clone())).collect()
 }
 
 /// Empty unless a webhook converts.
-fn of_definition(definition: &CustomResourceDefinition) -> BTreeMap<String, Option<ByteString>> {
+fn of_definition(definition: &Definition) -> BTreeMap<String, Option<ByteString>> {
     let conversion = definition.spec.conversion.iter();
     let webhooks = conversion.filter_map(|conversion| conversion.webhook.as_ref());
     let clients = webhooks.filter_map(|webhook| webhook.client_config.as_ref());

@@ -87,7 +87,7 @@ async fn owner(
     deployment: &str,
 ) -> anyhow::Result<OwnerReference> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), namespace);
-    let deployment = request(deployments.get(deployment))
+    let deployment = request(deployments.get_metadata(deployment))
         .await
         .with_context(|| format!("Deployment {deployment:?} (--deployment)"))?;
     Ok(OwnerReference {

@@ -88,7 +88,7 @@ impl Writer {
         let name = self.pod_name.as_ref()?;
         let look = async || {
             let pods = Api::<v1::Pod>::namespaced(self.client.clone(), &self.namespace);
-            let pod = request(pods.get(name)).await?;
+            let pod = request(pods.get_metadata(name)).await?;
             Ok::<_, RequestError>(OwnerReference {
                 api_version: "v1".to_owned(),
                 kind: "Pod".to_owned(),

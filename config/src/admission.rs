@@ -87,9 +87,16 @@ fn admit_writing(
     let object = candidate.object();
     let mut resources = existing.resources.clone();
     let old = candidate.clone().put_into(&mut resources);
-    let (config, errors) = parse::parse(&resources, None, Some(&object));
-    let (mut errors, of_others): (Vec<_>, Vec<_>) =
-        errors.into_iter().partition(|error| error.object() == object);
+    let judged = |resources: &Resources| {
+        let (config, errors) = parse::parse(resources, None, Some(&object));
+        let (own, of_others): (Vec<_>, Vec<_>) =
+            errors.into_iter().partition(|error| error.object() == object);
+        (config, own, of_others)
+    };
+    let (mut config, mut errors, mut of_others) = judged(&resources);
+    if !errors.is_empty() && effects::clear_of_losers(&mut resources, existing, &object) {
+        (config, errors, of_others) = judged(&resources);
+    }
     if old.as_ref().is_some_and(|old| candidate.means_the_same_as(old)) {
         // A label or a finalizer of an object that is wrong already has to be possible.
         return Ok(errors.iter().map(ToString::to_string).collect());

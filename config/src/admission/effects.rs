@@ -1,18 +1,21 @@
 //! What a write does to others: contradictions that it makes, addresses that it takes from
 //! Services, names that it takes from objects which use them.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use crds::RemovalPolicy;
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::{Candidate, Existing};
 use crate::{
     AddressRange, Config, ConfigError, ObjectRef, Pool, Resources, ServiceKey,
     error::{self, Fault, Rule},
     is_buggy,
-    parse::{self, BFD_PROFILE, BGP_PEER, POOL},
+    parse::{self, BFD_PROFILE, BGP_PEER, COMMUNITY, POOL},
     pool::Claims,
 };
 
@@ -76,6 +79,38 @@ pub(super) fn contradictions(
         ConfigError::new(object.clone(), Fault::new(field, error.rule().clone()))
     };
     mine.into_iter().map(told).collect()
+}
+
+/// Takes away what has lost against another object already and is not in force: it must not keep
+/// the winner from being changed. Says whether there was any such object.
+pub(super) fn clear_of_losers(
+    resources: &mut Resources,
+    existing: &Existing<'_>,
+    candidate: &ObjectRef,
+) -> bool {
+    let (_, before) = parse::parse(existing.resources, None, None);
+    let lost = |rule: &Rule| {
+        matches!(
+            rule,
+            Rule::Overlap { pool: Some(_), .. }
+                | Rule::DuplicateSession { .. }
+                | Rule::AliasTaken(..)
+        )
+    };
+    let losers: BTreeSet<ObjectRef> = before
+        .iter()
+        .filter(|error| lost(error.rule()))
+        .map(ConfigError::object)
+        .filter(|object| object != candidate)
+        .collect();
+    let stays = |kind: &'static str, metadata: &ObjectMeta| {
+        let name = metadata.name.clone().unwrap_or_default();
+        !losers.contains(&ObjectRef { kind, name })
+    };
+    resources.pools.retain(|pool| stays(POOL, &pool.metadata));
+    resources.bgp_peers.retain(|peer| stays(BGP_PEER, &peer.metadata));
+    resources.communities.retain(|community| stays(COMMUNITY, &community.metadata));
+    !losers.is_empty()
 }
 
 /// Which field of the candidate has its part in a contradiction; `None` where it has none.

@@ -54,6 +54,19 @@ fn a_conflict_is_the_candidates_even_where_it_would_come_first() {
 }
 
 #[test]
+fn a_pool_that_lost_keeps_nobody_from_changing_the_one_that_won() {
+    let mut winner = pool("lan", &["192.0.2.0/28"]);
+    winner["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z".into();
+    let mut loser = pool("late", &["192.0.2.8/30"]);
+    loser["metadata"]["creationTimestamp"] = "2026-01-02T00:00:00Z".into();
+    let existing = [winner.clone(), loser.clone()];
+    winner["spec"]["addresses"] = json!(["192.0.2.0/28", "198.51.100.0/28"]);
+    assert_eq!(admitted(Operation::Update, &winner, &existing), Ok(vec![]));
+    loser["spec"]["addresses"] = json!(["192.0.2.12/30"]);
+    assert!(admitted(Operation::Update, &loser, &existing).is_err(), "it still overlaps");
+}
+
+#[test]
 fn an_update_takes_the_place_of_the_old_form() {
     let existing = [pool("a", &["192.0.2.0/28"])];
     let wider = pool("a", &["192.0.2.0/24"]);

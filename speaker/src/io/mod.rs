@@ -230,10 +230,13 @@ fn inputs(
         Update::Whole(resources) => Some(Arc::unwrap_or_clone(resources)),
         Update::Status(_) => None,
     };
-    let resources = resources.filter_map(move |update| future::ready(whole(update))).enumerate().flat_map(|(before, resources)| {
-        let event = Input::Event(Event::Resources(Box::new(resources)));
-        iter([event].into_iter().chain((before == 0).then_some(Input::Listed)))
-    });
+    let resources = resources
+        .filter_map(move |update| future::ready(whole(update)))
+        .enumerate()
+        .flat_map(|(before, resources)| {
+            let event = Input::Event(Event::Resources(Box::new(resources)));
+            iter([event].into_iter().chain((before == 0).then_some(Input::Listed)))
+        });
     let watches: [_; WATCHES] =
         [services.boxed(), slices.boxed(), nodes.boxed(), resources.boxed()];
     select_all(watches).ready_chunks(BATCH)

@@ -9,10 +9,7 @@
 
 mod effects;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
@@ -52,7 +49,7 @@ pub struct Existing<'a> {
     /// All objects as they are, the written one in its old form.
     pub resources: &'a Resources,
     /// Every address in use, with the Services that hold it.
-    pub held: &'a BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    pub held: &'a BTreeMap<IpAddr, Vec<ServiceKey>>,
     /// The namespace that Berth runs in and reads.
     pub namespace: &'a str,
 }

@@ -130,7 +130,7 @@ pub struct Controller {
     /// Ours, and those of other types that still show what they had from us.
     services: BTreeMap<ServiceKey, Service>,
     /// Which Services show an address in their status, whoever it belongs to by now.
-    shown: BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    shown: BTreeMap<IpAddr, Vec<ServiceKey>>,
     plan: Plan,
     /// Why a Service lost an address; told when the loss is written.
     lost: BTreeMap<ServiceKey, Refusal>,
@@ -492,7 +492,11 @@ impl Controller {
     fn store(&mut self, service: Service) -> Option<Service> {
         let old = self.unstore(&service.key);
         for address in &service.seen.addresses {
-            self.shown.entry(*address).or_default().insert(service.key.clone());
+            // Nearly always one: a set would take ten times the space.
+            let showing = self.shown.entry(*address).or_insert_with(|| Vec::with_capacity(1));
+            if !showing.contains(&service.key) {
+                showing.push(service.key.clone());
+            }
         }
         self.services.insert(service.key.clone(), service);
         old
@@ -502,7 +506,7 @@ impl Controller {
         let service = self.services.remove(key)?;
         for address in &service.seen.addresses {
             if let Some(keys) = self.shown.get_mut(address) {
-                keys.remove(key);
+                keys.retain(|other| other != key);
                 if keys.is_empty() {
                     self.shown.remove(address);
                 }

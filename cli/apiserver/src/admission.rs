@@ -1,11 +1,7 @@
 //! The rules of `metallb.io` that no schema can state: asked of `config`, in process, where a real
 //! API server asks the controller's webhook.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use config::{Candidate, ConfigError, Existing, Operation, Resources, ServiceKey, admit};
 use serde::de::DeserializeOwned;
@@ -68,9 +64,9 @@ fn existing(registry: &Registry, store: &Store, namespace: &str) -> Resources {
 }
 
 /// The addresses that the status of a Service shows.
-fn held(registry: &Registry, store: &Store) -> BTreeMap<IpAddr, BTreeSet<ServiceKey>> {
+fn held(registry: &Registry, store: &Store) -> BTreeMap<IpAddr, Vec<ServiceKey>> {
     let services = registry.built_in(BuiltIn::Service);
-    let mut held: BTreeMap<IpAddr, BTreeSet<ServiceKey>> = BTreeMap::new();
+    let mut held: BTreeMap<IpAddr, Vec<ServiceKey>> = BTreeMap::new();
     for ((namespace, name), service) in
         services.into_iter().flat_map(|resource| store.objects(resource.storage))
     {
@@ -78,7 +74,7 @@ fn held(registry: &Registry, store: &Store) -> BTreeMap<IpAddr, BTreeSet<Service
         for entry in ingress.into_iter().flatten() {
             if let Some(address) = entry["ip"].as_str().and_then(|ip| ip.parse().ok()) {
                 let key = ServiceKey::new(namespace.as_str(), name.as_str());
-                held.entry(address).or_default().insert(key);
+                held.entry(address).or_default().push(key);
             }
         }
     }

@@ -2,11 +2,7 @@
 //!
 //! There is no rule here: `Config::parse`, `config::admit` and `controller::plan` decide.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
 use config::{Config, ConfigError, Existing, Operation, Resources, Rule, ServiceKey, admit};
 use controller::{
@@ -244,10 +240,10 @@ fn usage(plan: &Plan) -> Vec<Usage> {
     pools.collect()
 }
 
-fn held(plan: &Plan) -> BTreeMap<IpAddr, BTreeSet<ServiceKey>> {
-    let mut held: BTreeMap<IpAddr, BTreeSet<ServiceKey>> = BTreeMap::new();
+fn held(plan: &Plan) -> BTreeMap<IpAddr, Vec<ServiceKey>> {
+    let mut held: BTreeMap<IpAddr, Vec<ServiceKey>> = BTreeMap::new();
     for (address, key) in plan.held() {
-        held.entry(address).or_default().insert(key.clone());
+        held.entry(address).or_default().push(key.clone());
     }
     held
 }

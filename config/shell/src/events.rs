@@ -28,8 +28,9 @@ use tracing::debug;
 
 use crate::client::{RequestError, request};
 
-/// So many wait; what comes then is dropped. In a flood the status of each object tells the same.
-const QUEUE: usize = 4096;
+/// So many wait; what comes then is dropped. In a flood the status of each object tells the same, and
+/// these take about a kilobyte each.
+const QUEUE: usize = 1024;
 /// 25 a second: every speaker of a large cluster sends its own, and the API server stores some
 /// 2,000 a second and has better things to do.
 const INTERVAL: Duration = Duration::from_millis(40);

@@ -192,7 +192,7 @@ pub(super) fn lost_addresses(
 fn losers(
     old: &crds::IPAddressPoolSpec,
     new: Option<&Pool>,
-    held: &BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    held: &BTreeMap<IpAddr, Vec<ServiceKey>>,
 ) -> BTreeMap<ServiceKey, IpAddr> {
     let mut kept = Claims::default();
     if let Some(new) = new {

@@ -16,7 +16,7 @@ fn admitted_with(
     operation: Operation,
     object: &Value,
     resources: &Resources,
-    held: &BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    held: &BTreeMap<IpAddr, Vec<ServiceKey>>,
 ) -> Result<Vec<String>, Vec<String>> {
     let existing = Existing { resources, held, namespace: NAMESPACE };
     admit(operation, &candidate(object), &existing)
@@ -125,12 +125,12 @@ fn a_field_without_effect_is_warned_of_and_the_rest_still_checked() {
     assert!(admitted(Operation::Create, &peer, &[]).is_err());
 }
 
-fn held(addresses: &[(&str, &str)]) -> BTreeMap<IpAddr, BTreeSet<ServiceKey>> {
-    let mut held: BTreeMap<IpAddr, BTreeSet<ServiceKey>> = BTreeMap::new();
+fn held(addresses: &[(&str, &str)]) -> BTreeMap<IpAddr, Vec<ServiceKey>> {
+    let mut held: BTreeMap<IpAddr, Vec<ServiceKey>> = BTreeMap::new();
     for (address, service) in addresses {
         let (namespace, name) = service.split_once('/').unwrap();
         let services = held.entry(address.parse().unwrap()).or_default();
-        services.insert(ServiceKey::new(namespace, name));
+        services.push(ServiceKey::new(namespace, name));
     }
     held
 }

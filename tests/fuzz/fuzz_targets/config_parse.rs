@@ -88,7 +88,7 @@ fn add(resources: &mut Resources, object: &Value) {
 }
 
 /// A Service at each end of every range.
-fn held(resources: &Resources) -> BTreeMap<IpAddr, BTreeSet<ServiceKey>> {
+fn held(resources: &Resources) -> BTreeMap<IpAddr, Vec<ServiceKey>> {
     let texts = resources.pools.iter().flat_map(|pool| &pool.spec.addresses);
     let ranges = texts.filter_map(|text| text.parse::<AddressRange>().ok());
     let ends = ranges.flat_map(|range| [range.first, range.last]);

@@ -128,7 +128,8 @@ pub struct Controller {
     /// The errors that an Event was published for, or that the object shows.
     told_errors: BTreeSet<String>,
     /// Ours, and those of other types that still show what they had from us.
-    services: BTreeMap<ServiceKey, Service>,
+    /// Boxed: the nodes of the map are half empty.
+    services: BTreeMap<ServiceKey, Box<Service>>,
     /// Which Services show an address in their status, whoever it belongs to by now.
     shown: BTreeMap<IpAddr, Vec<ServiceKey>>,
     plan: Plan,
@@ -167,7 +168,7 @@ impl Controller {
     pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::ServiceApplied(service) => self.service_applied(*service, now, &mut actions),
+            Event::ServiceApplied(service) => self.service_applied(service, now, &mut actions),
             Event::ServiceDeleted(key) => self.service_deleted(&key, now, &mut actions),
             Event::ResourcesChanged(resources) => {
                 self.resources_changed(resources, now, &mut actions);
@@ -306,7 +307,7 @@ impl Controller {
         self.state.stop();
     }
 
-    fn service_applied(&mut self, service: Service, now: Instant, actions: &mut Vec<Action>) {
+    fn service_applied(&mut self, service: Box<Service>, now: Instant, actions: &mut Vec<Action>) {
         let relevant = match service.role {
             Role::Ours => true,
             Role::NotLoadBalancer => status::service_patch(&service, None).is_some(),
@@ -327,7 +328,7 @@ impl Controller {
         }
         self.writes.enqueue(key.clone(), Turn::Fresh);
         let before = old.as_ref().map(|old| old.seen.clone()).unwrap_or_default();
-        if !old.is_some_and(|old| self.is_echo(old, &key)) {
+        if !old.is_some_and(|old| self.is_echo(*old, &key)) {
             self.adopt(&key, &before, now, actions);
             self.revise(&key, now, actions);
         }
@@ -343,7 +344,7 @@ impl Controller {
             seen: if new.seen.addresses == wanted { new.seen.clone() } else { old.seen },
             ..old
         };
-        old == *new
+        old == **new
     }
 
     fn service_deleted(&mut self, key: &ServiceKey, now: Instant, actions: &mut Vec<Action>) {
@@ -427,7 +428,7 @@ impl Controller {
     fn replan(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let Some(config) = &self.config else { return };
         self.plan = self.plan.renew(config, &self.services, now);
-        let mut ranks: Vec<Rank> = self.services.values().map(Service::rank).collect();
+        let mut ranks: Vec<Rank> = self.services.values().map(|service| service.rank()).collect();
         ranks.sort();
         for Rank { key, .. } in ranks {
             self.decided(&key, actions);
@@ -489,7 +490,7 @@ impl Controller {
     }
 
     /// In the place of the one that is returned.
-    fn store(&mut self, service: Service) -> Option<Service> {
+    fn store(&mut self, service: Box<Service>) -> Option<Box<Service>> {
         let old = self.unstore(&service.key);
         for address in &service.seen.addresses {
             // Nearly always one: a set would take ten times the space.
@@ -502,7 +503,7 @@ impl Controller {
         old
     }
 
-    fn unstore(&mut self, key: &ServiceKey) -> Option<Service> {
+    fn unstore(&mut self, key: &ServiceKey) -> Option<Box<Service>> {
         let service = self.services.remove(key)?;
         for address in &service.seen.addresses {
             if let Some(keys) = self.shown.get_mut(address) {

@@ -13,6 +13,7 @@ mod refusal;
 mod waiting;
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     time::Instant,
@@ -77,7 +78,11 @@ pub struct Plan {
 }
 
 /// Decides about all Services; the addresses in their status count as held.
-pub fn plan(config: &Config, services: &BTreeMap<ServiceKey, Service>, now: Instant) -> Plan {
+pub fn plan<S: Borrow<Service>>(
+    config: &Config,
+    services: &BTreeMap<ServiceKey, S>,
+    now: Instant,
+) -> Plan {
     Plan::default().renew(config, services, now)
 }
 
@@ -153,9 +158,9 @@ impl Plan {
 
     /// Serves those that wait for addresses whose cool-down has ended by `now`. Returns whose
     /// decision changed.
-    pub fn handle_timeout(
+    pub fn handle_timeout<S: Borrow<Service>>(
         &mut self,
-        services: &BTreeMap<ServiceKey, Service>,
+        services: &BTreeMap<ServiceKey, S>,
         now: Instant,
     ) -> BTreeSet<ServiceKey> {
         self.revise(services, &BTreeSet::new(), now)
@@ -163,10 +168,10 @@ impl Plan {
 
     /// The plan under another configuration: as [`plan`], but what this plan gave out counts as
     /// held even where no status shows it yet, and what it left alone is left alone.
-    pub fn renew(
+    pub fn renew<S: Borrow<Service>>(
         &self,
         config: &Config,
-        services: &BTreeMap<ServiceKey, Service>,
+        services: &BTreeMap<ServiceKey, S>,
         now: Instant,
     ) -> Self {
         let mut new = Self {
@@ -174,7 +179,9 @@ impl Plan {
             allocator: Allocator::new(config, self.seed),
             ..Self::default()
         };
-        let ours = || services.values().filter(|service| service.role == Role::Ours);
+        let ours = || {
+            services.values().map(S::borrow).filter(|service: &&Service| service.role == Role::Ours)
+        };
         new.allocator.register_all(ours().map(|service| &service.key));
         let ids = new.allocator.registered().map(|(_, id)| id);
         let mut ranked: Vec<(Id, &Service)> = ids.zip(ours()).collect();
@@ -201,9 +208,9 @@ impl Plan {
 
     /// Decides anew about `dirty` (the oldest first; those missing from `services` are gone) and
     /// about those that wait for what was freed. Returns whose decision changed.
-    pub fn revise(
+    pub fn revise<S: Borrow<Service>>(
         &mut self,
-        services: &BTreeMap<ServiceKey, Service>,
+        services: &BTreeMap<ServiceKey, S>,
         dirty: &BTreeSet<ServiceKey>,
         now: Instant,
     ) -> BTreeSet<ServiceKey> {
@@ -211,7 +218,7 @@ impl Plan {
         let mut changed = BTreeSet::new();
         let mut ranked = Vec::new();
         for key in dirty {
-            match services.get(key) {
+            match services.get(key).map(S::borrow) {
                 Some(service) if service.role == Role::Ours => ranked.push(service),
                 Some(_) | None => {
                     let Some(id) = self.allocator.id(key) else { continue };
@@ -237,9 +244,9 @@ impl Plan {
     }
 
     /// Ends: a Service leaves an address only for the one that it asks for, and then stays there.
-    fn serve_waiting(
+    fn serve_waiting<S: Borrow<Service>>(
         &mut self,
-        services: &BTreeMap<ServiceKey, Service>,
+        services: &BTreeMap<ServiceKey, S>,
         now: Instant,
         changed: &mut BTreeSet<ServiceKey>,
     ) {
@@ -250,7 +257,7 @@ impl Plan {
             }
             let is_open = |topic: &Topic| self.allocator.is_open(topic);
             let Some(waiter) = wake.next(&self.waiting, is_open) else { return };
-            if let Some(service) = services.get(&waiter.rank.key) {
+            if let Some(service) = services.get(&waiter.rank.key).map(S::borrow) {
                 self.decide_again(service, waiter.id, now, changed);
             }
         }

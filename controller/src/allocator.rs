@@ -189,6 +189,12 @@ impl Allocator {
         })
     }
 
+    /// Who uses `address`.
+    pub fn users_of(&self, address: IpAddr) -> impl Iterator<Item = &ServiceKey> {
+        let users = self.tenancies.get(&address).into_iter().flat_map(Tenancy::users);
+        users.filter_map(|user| self.key(user))
+    }
+
     /// What a Service is to be told about its addresses.
     pub fn notes(&self, parts: Parts) -> Vec<Note> {
         let mut notes = Vec::new();

@@ -136,11 +136,11 @@ impl Controller {
         {
             return;
         }
-        let displaced: BTreeSet<ServiceKey> = self
-            .plan
-            .held()
-            .filter(|(address, holder)| shown.contains(address) && *holder != key)
-            .filter(|(address, holder)| self.is_unsent(holder, address))
+        let allocator = self.plan.allocator();
+        let displaced: BTreeSet<ServiceKey> = shown
+            .iter()
+            .flat_map(|address| allocator.users_of(*address).map(move |holder| (address, holder)))
+            .filter(|(address, holder)| *holder != key && self.is_unsent(holder, address))
             .map(|(_, holder)| holder.clone())
             .collect();
         self.plan.forget(key);

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt::Debug,
     sync::Arc,
 };
 
@@ -18,13 +17,12 @@ use kube::{
     core::{DeserializeGuard, NamespaceResourceScope, PartialObjectMeta, object::HasSpec},
     runtime::watcher,
 };
-use serde::de::DeserializeOwned;
 use tracing::warn;
 
 use crate::{
     metrics::ApiMetrics,
     slim::{SlimNodeAddresses, SlimSecret, SlimServiceCidr},
-    watch::{Change, changes, changes_if_served},
+    watch::{Change, Object, changes, changes_if_served},
 };
 
 /// Changes that are looked at together.
@@ -223,10 +221,6 @@ impl Watches<'_> {
         })
     }
 }
-
-/// What a watch needs of its objects.
-trait Object: Clone + Debug + DeserializeOwned + Send + 'static {}
-impl<K: Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
 
 fn follow<K, T>(
     changes: BoxStream<'static, Change<K>>,

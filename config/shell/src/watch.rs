@@ -42,6 +42,10 @@ pub enum Change<K> {
     Listed,
 }
 
+/// What a watch needs of its objects.
+pub trait Object: Clone + Debug + DeserializeOwned + Send + 'static {}
+impl<K: Clone + Debug + DeserializeOwned + Send + 'static> Object for K {}
+
 /// As [`changes`], of a kind that the API server may not know (404) or not show us (403): then it
 /// counts as listed and empty, and is asked for again only now and then.
 pub fn changes_if_served<K>(
@@ -50,7 +54,7 @@ pub fn changes_if_served<K>(
     metrics: &ApiMetrics,
 ) -> BoxStream<'static, Change<K>>
 where
-    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType: Default> + Object,
 {
     swept(follow(api, config, metrics, Need::IfServed))
 }
@@ -63,7 +67,7 @@ pub fn changes<K>(
     metrics: &ApiMetrics,
 ) -> BoxStream<'static, Change<K>>
 where
-    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType: Default> + Object,
 {
     swept(follow(api, config, metrics, Need::Always))
 }
@@ -76,7 +80,7 @@ pub fn lists<K>(
     metrics: &ApiMetrics,
 ) -> BoxStream<'static, Event<K>>
 where
-    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType: Default> + Object,
 {
     follow(api, config, metrics, Need::Always)
 }
@@ -103,7 +107,7 @@ fn follow<K>(
     need: Need,
 ) -> BoxStream<'static, Event<K>>
 where
-    K: Resource<DynamicType: Default> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType: Default> + Object,
 {
     let config = config.page_size(PAGE).timeout(WATCH_SECONDS);
     let metrics = metrics.clone();

@@ -9,7 +9,6 @@ mod contents;
 
 use std::{
     collections::BTreeMap,
-    fmt::Debug,
     time::{Duration, SystemTime},
 };
 
@@ -30,13 +29,13 @@ use kube::{
     core::Status,
     runtime::watcher,
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 use serde_json::json;
 use shell::{
     client::{Clients, RequestError, request},
     metrics::ApiMetrics,
     tls::Certificate,
-    watch::{Change, changes},
+    watch::{Change, Object, changes},
 };
 use tokio::{
     sync::watch,
@@ -119,7 +118,7 @@ fn inputs(
 /// The object of that name alone: a Role can allow it by name.
 fn one<K>(api: Api<K>, name: &str, metrics: &ApiMetrics) -> BoxStream<'static, Change<K>>
 where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType = ()> + Object,
 {
     changes(api, watcher::Config::default().fields(&format!("metadata.name={name}")), metrics)
 }

@@ -26,6 +26,17 @@ use tokio::time::timeout;
 
 /// Where the Services are.
 pub const CROWD: &str = "crowd";
+/// Their pool, of the same name, and their namespace.
+pub const POOL: &str = "
+apiVersion: metallb.io/v1beta1
+kind: IPAddressPool
+metadata: {name: crowd, namespace: metallb-system}
+spec: {addresses: [198.18.0.0/16]}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: crowd}
+";
 /// The annotation that comes with addresses.
 const POOL_ANNOTATION: &str = "metallb.io/ip-allocated-from-pool";
 /// Requests under way at once while Services are made and cleared; more are not faster.

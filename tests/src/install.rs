@@ -20,6 +20,13 @@ use crate::kube::{ControlPlane, Node, Pod, PodSpec, Readiness, fetch};
 pub const NAMESPACE: &str = "metallb-system";
 /// For anything that Kubernetes or Berth does by itself. Most take well under a second.
 pub const LIMIT: Duration = Duration::from_secs(30);
+/// A rule between two fields, which the schema states as a CEL expression.
+pub const BAD_ADVERTISEMENT: &str = r"
+apiVersion: metallb.io/v1beta1
+kind: BGPAdvertisement
+metadata: {name: bad, namespace: metallb-system}
+spec: {aggregationLength: 24, serviceSelectors: [{matchLabels: {app: web}}]}
+";
 /// Addresses of the nodes' network, announced there.
 pub const POOL: &str = r#"
 apiVersion: metallb.io/v1beta1

@@ -10,8 +10,8 @@ use netlab::{End, Lab, Namespace, Process, wait_for};
 use serde_json::json;
 use tests::{
     install::{
-        Controller, LIMIT, POOL, Place, Workload, external_addresses, in_lab, install,
-        refused_nothing,
+        BAD_ADVERTISEMENT, Controller, LIMIT, POOL, Place, Workload, external_addresses, in_lab,
+        install, refused_nothing,
     },
     kube::{ControlPlane, Node, Pod, PodSpec, Readiness, build, fetch},
     programs::built,
@@ -20,14 +20,6 @@ use tests::{
 /// For all checks of the API suite together.
 const SUITE_LIMIT: Duration = Duration::from_secs(180);
 const CLIENT: [&str; 2] = ["10.99.0.100", "fd99::100"];
-
-/// A rule between two fields, which the schema states as a CEL expression.
-const BAD_ADVERTISEMENT: &str = r"
-apiVersion: metallb.io/v1beta1
-kind: BGPAdvertisement
-metadata: {name: bad, namespace: metallb-system}
-spec: {aggregationLength: 24, serviceSelectors: [{matchLabels: {app: web}}]}
-";
 
 const SHOP: &str = r"
 apiVersion: v1

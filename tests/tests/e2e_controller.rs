@@ -17,8 +17,8 @@ use serde_json::Value;
 use tests::{
     crowd::{self, Ledger, Observer},
     install::{
-        Controller, LIMIT, NAMESPACE, POOL, Place, Workload, external_addresses, in_lab, install,
-        refused_nothing, until_ready,
+        BAD_ADVERTISEMENT, Controller, LIMIT, NAMESPACE, POOL, Place, Workload, external_addresses,
+        in_lab, install, refused_nothing, until_ready,
     },
     kube::{ControlPlane, Node},
     programs::built,
@@ -37,27 +37,10 @@ metadata: {name: web, namespace: shop}
 spec: {type: LoadBalancer, ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]}
 ";
 
-/// What is wrong with one object alone.
-const BAD_ADVERTISEMENT: &str = r"
-apiVersion: metallb.io/v1beta1
-kind: BGPAdvertisement
-metadata: {name: bad, namespace: metallb-system}
-spec: {aggregationLength: 24, serviceSelectors: [{matchLabels: {app: web}}]}
-";
 /// The condition of a Service whose request is not met.
 const WAITS: &str = "metallb.io/AddressAssigned";
 /// How many Services three replicas share.
 const SERVICES: usize = 5_000;
-const CROWD_POOL: &str = "
-apiVersion: metallb.io/v1beta1
-kind: IPAddressPool
-metadata: {name: crowd, namespace: metallb-system}
-spec: {addresses: [198.18.0.0/16]}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: crowd}
-";
 
 const REVERSED_POOL: &str = r"
 apiVersion: metallb.io/v1beta1
@@ -295,7 +278,7 @@ fn three_replicas_and_a_killed_leader() {
         let cluster = ControlPlane::start(lab)?;
         let programs = built()?;
         install(&cluster)?;
-        cluster.apply(CROWD_POOL)?;
+        cluster.apply(crowd::POOL)?;
         let workload = Workload::of(&cluster, "deployment", "controller", &programs)?;
         let control = cluster.segment().namespace();
         crowd::inside(control, || async {

@@ -22,7 +22,7 @@ use kube::{
 use netlab::{Lab, Namespace, Process, wait_for};
 use serde_json::{Value, json};
 use tests::{
-    crowd::{self, Observer, Writes},
+    crowd::{self, CROWD, Observer, Writes},
     install::{NAMESPACE, Place, Workload, install},
     kube::ControlPlane,
 };
@@ -31,16 +31,6 @@ use tokio::time::{sleep, sleep_until};
 /// How many Services the goals are stated for.
 const FULL: usize = 10_000;
 const FIRST: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
-const POOL: &str = "
-apiVersion: metallb.io/v1beta1
-kind: IPAddressPool
-metadata: {name: bench, namespace: metallb-system}
-spec: {addresses: [198.18.0.0/16]}
----
-apiVersion: v1
-kind: Namespace
-metadata: {name: crowd}
-";
 const PLACE: Place<'_> = Place { pod: "controller-bench", node: "n1", address: "10.99.0.1" };
 const HEALTH: &str = "http://127.0.0.1:17472/readyz";
 /// For anything that happens by itself; generous, since a run that fails is lost.
@@ -111,7 +101,7 @@ fn measure(lab: &Lab, programs: &Path, scale: &Scale) -> Result<Rows> {
     step("starting kube-apiserver");
     let cluster = ControlPlane::start(lab)?;
     install(&cluster)?;
-    cluster.apply(POOL)?;
+    cluster.apply(crowd::POOL)?;
     let workload = Workload::of(&cluster, "deployment", "controller", programs)?;
     let namespace = cluster.segment().namespace();
     crowd::inside(namespace, || async {
@@ -211,7 +201,7 @@ impl Bench<'_> {
     async fn bare_loop(&self, series: &mut StandingStart, observer: &mut Observer) -> Result<()> {
         let services = self.clear(observer).await?;
         let begin = Instant::now();
-        let write = crowd::write_all(&self.account, &services, MAX_WRITES, FIRST, "bench");
+        let write = crowd::write_all(&self.account, &services, MAX_WRITES, FIRST, CROWD);
         // The same observer costs the same here as it does beside the controller.
         let (written, seen) = join(write, self.all_assigned(observer)).await;
         written?;

@@ -19,6 +19,7 @@ use super::{
     api::{Api, Change, Key, Outcome},
     checker::Checker,
     host::Host,
+    queue::Queue,
     router::Router,
 };
 
@@ -207,8 +208,7 @@ pub struct Cluster {
     pub story: Vec<String>,
     options: Options,
     rng: StdRng,
-    queue: BTreeMap<(Instant, u64), Message>,
-    sequence: u64,
+    queue: Queue<Message>,
     controller: Option<Controlling>,
     controller_life: u64,
     api_up: bool,
@@ -241,8 +241,7 @@ impl Cluster {
             story: Vec::new(),
             options,
             rng: StdRng::seed_from_u64(seed),
-            queue: BTreeMap::new(),
-            sequence: 0,
+            queue: Queue::default(),
             controller: None,
             controller_life: 0,
             api_up: true,
@@ -331,23 +330,15 @@ impl Cluster {
     /// Does the next thing before `end`; false when there is none.
     fn step(&mut self, end: Instant) -> Result<bool, String> {
         self.tell_watchers();
-        let message = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let message = self.queue.first().map(|(at, _)| at);
         let timer = self.poll_timeout();
-        let next = match (message, timer) {
-            (Some(a), Some(b)) => a.min(b),
-            (a, b) => match a.or(b) {
-                Some(at) => at,
-                None => return Ok(false),
-            },
-        };
-        if next > end {
+        let Some(next) = [message, timer].into_iter().flatten().min().filter(|next| *next <= end)
+        else {
             return Ok(false);
-        }
+        };
         self.now = self.now.max(next);
-        if message.is_some_and(|at| at <= self.now) {
-            if let Some((_, message)) = self.queue.pop_first() {
-                self.deliver(message);
-            }
+        if let Some(message) = self.queue.pop_due(self.now) {
+            self.deliver(message);
         } else {
             self.fire();
         }
@@ -928,8 +919,7 @@ impl Cluster {
     }
 
     fn at(&mut self, at: Instant, message: Message) {
-        self.sequence += 1;
-        self.queue.insert((at, self.sequence), message);
+        self.queue.put(at, message);
     }
 }
 

@@ -1,5 +1,5 @@
 //! A simulated cluster: one controller, some speakers, hosts, a router and an Ethernet segment, on
-//! one clock, from one seed.
+//! one clock, from one seed; and ([`replicas`]) several controllers by themselves.
 //!
 //! The cores are the product's own ([`controller::Controller`], [`speaker::Planner`],
 //! [`speaker::Wire`], [`bgp::Session`]); their shells, the API server, the wire and the router are
@@ -10,6 +10,7 @@ pub mod api;
 pub mod checker;
 pub mod cluster;
 pub mod host;
+mod queue;
 pub mod replicas;
 pub mod router;
 pub mod scenario;

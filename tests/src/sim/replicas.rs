@@ -22,6 +22,7 @@ use serde_json::Value;
 use super::{
     api::{Api, Change, Key, Outcome},
     checker::Checker,
+    queue::Queue,
 };
 
 /// A status write is given up by its sender after this.
@@ -177,8 +178,9 @@ pub struct Replicas {
     api_down_until: Option<Instant>,
     broken: Option<Broken>,
     rng: StdRng,
-    queue: BTreeMap<(Instant, u64), Message>,
-    sequence: u64,
+    queue: Queue<Message>,
+    /// Numbers of requests.
+    requests: u64,
     log_told: usize,
 }
 
@@ -200,8 +202,8 @@ impl Replicas {
             api_down_until: None,
             broken,
             rng: StdRng::seed_from_u64(seed),
-            queue: BTreeMap::new(),
-            sequence: 0,
+            queue: Queue::default(),
+            requests: 0,
             log_told: 0,
         }
     }
@@ -273,7 +275,7 @@ impl Replicas {
                             .map(|p| (due(p.core.poll_timeout()), due(p.election.poll_timeout())))
                     })
                     .collect();
-                let next = self.queue.first_key_value();
+                let next = self.queue.first();
                 return Err(format!(
                     "{MOST_STEPS} steps within {time:?}; due (controller, election): {due:?}, \
                      next: {next:?}"
@@ -286,17 +288,15 @@ impl Replicas {
 
     fn step(&mut self, end: Instant) -> Result<bool, String> {
         self.tell_watchers();
-        let message = self.queue.first_key_value().map(|((at, _), _)| *at);
+        let message = self.queue.first().map(|(at, _)| at);
         let timer = (0..self.replicas.len()).filter_map(|replica| self.due(replica)).min();
         let Some(next) = [message, timer].into_iter().flatten().min().filter(|next| *next <= end)
         else {
             return Ok(false);
         };
         self.now = self.now.max(next);
-        if message.is_some_and(|at| at <= self.now) {
-            if let Some((_, message)) = self.queue.pop_first() {
-                self.deliver(message);
-            }
+        if let Some(message) = self.queue.pop_due(self.now) {
+            self.deliver(message);
         } else {
             for replica in 0..self.replicas.len() {
                 self.fire(replica);
@@ -669,17 +669,15 @@ impl Replicas {
         let life = self.replicas[replica].life;
         let Some(process) = &mut self.replicas[replica].process else { return };
         let may = process.election.may_write(now) || past_deadline || everybody;
-        if !may || process.stopping {
+        let sent = may && !process.stopping;
+        self.requests += 1;
+        let number = self.requests;
+        process.writes.insert(key.clone(), number);
+        if !sent {
             let result = WriteResult::Unavailable { retry_after: None };
-            self.sequence += 1;
-            let number = self.sequence;
-            process.writes.insert(key.clone(), number);
             let answer = Answer::Patch { key, result };
             return self.at(now, Message::Answered { replica, life, answer });
         }
-        self.sequence += 1;
-        let number = self.sequence;
-        process.writes.insert(key.clone(), number);
         let at = now + WRITE_TIMEOUT;
         self.at(at, Message::WriteTimeout { replica, life, number, key: key.clone() });
         self.send(replica, Request::Patch { key, body: Box::new(body) });
@@ -692,8 +690,8 @@ impl Replicas {
                 election::Action::Read
                 | election::Action::Create(_)
                 | election::Action::Replace { .. } => {
-                    self.sequence += 1;
-                    let number = self.sequence;
+                    self.requests += 1;
+                    let number = self.requests;
                     process.lease_request = Some(number);
                     let life = self.replicas[replica].life;
                     let at = self.now + self.settings.request_timeout();
@@ -729,8 +727,7 @@ impl Replicas {
     }
 
     fn at(&mut self, at: Instant, message: Message) {
-        self.sequence += 1;
-        self.queue.insert((at, self.sequence), message);
+        self.queue.put(at, message);
     }
 }
 

@@ -334,8 +334,7 @@ impl Node {
         namespace.add_route("default", SERVER)?;
         namespace.add_route("default", SERVER_V6)?;
         // The network that its pods are plugged into, as the simplest CNI plugin would make it.
-        namespace.ip("link add cni0 type bridge stp_state 0 mcast_snooping 0 forward_delay 0")?;
-        namespace.ip("link set cni0 up")?;
+        namespace.add_bridge("cni0")?;
         let gateways = [format!("10.244.{number}.1/24"), format!("fd44:0:0:{number}::1/64")];
         namespace.add_addresses("cni0", &gateways.each_ref().map(String::as_str))?;
         for other in (1..=MOST_NODES).filter(|other| *other != number) {

@@ -12,6 +12,9 @@ use nix::sched::{CloneFlags, setns};
 
 use crate::{Process, output};
 
+/// That of every bridge: there is one to a segment.
+const BRIDGE_MAC: &str = "02:00:00:00:ff:ff";
+
 /// A handle on a namespace of a [`Lab`](crate::Lab); clones name the same one. It outlives the
 /// namespace without harm: its commands fail then.
 #[derive(Debug, Clone)]
@@ -178,6 +181,20 @@ impl Namespace {
         Ok(())
     }
 
+    /// A bridge that forwards at once, without spanning tree and multicast snooping, up.
+    ///
+    /// # Errors
+    /// When the name is taken.
+    pub fn add_bridge(&self, name: &str) -> Result<()> {
+        // Without a MAC address of its own it takes the lowest among its ports, and whoever learned
+        // the one before a port came sends into the void until his entry ages: up to 45 s.
+        self.ip(&format!(
+            "link add {name} address {BRIDGE_MAC} type bridge stp_state 0 mcast_snooping 0 \
+             forward_delay 0"
+        ))?;
+        self.ip(&format!("link set {name} up"))
+    }
+
     /// Adds addresses with prefix lengths (`10.0.0.1/24`, `fd00::1/64`), usable at once.
     ///
     /// # Errors
@@ -245,7 +262,7 @@ pub struct Switch {
 
 impl Switch {
     pub(crate) fn create(namespace: Namespace) -> Result<Self> {
-        namespace.ip("link add br0 type bridge stp_state 0 mcast_snooping 0 forward_delay 0")?;
+        namespace.add_bridge("br0")?;
         for protocol in ["iptables", "ip6tables", "arptables"] {
             let parameter = format!("bridge/bridge-nf-call-{protocol}");
             // Absent unless the kernel's br_netfilter is there, and then there is nothing to do.
@@ -253,7 +270,6 @@ impl Switch {
                 namespace.sysctl(&format!("net.{parameter}"), 0)?;
             }
         }
-        namespace.ip("link set br0 up")?;
         Ok(Self { namespace })
     }
 

@@ -482,6 +482,7 @@ mod tests {
             up: true,
             networks: networks.iter().map(|network| network.parse().unwrap()).collect(),
             link_local: Some(link_local()),
+            gateways: Vec::new(),
             arp: true,
         }
     }

@@ -26,6 +26,8 @@ pub struct Interface {
     /// Its link-local address, the source of its neighbor advertisements; without one they are sent
     /// from the address they are about.
     pub link_local: Option<Ipv6Addr>,
+    /// The gateways of the routes by way of it.
+    pub gateways: Vec<IpAddr>,
     /// Whether neighbors resolve addresses on it (neither NOARP nor point-to-point).
     pub arp: bool,
 }

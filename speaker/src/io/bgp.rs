@@ -356,6 +356,7 @@ mod tests {
             up: true,
             networks: networks.iter().map(|network| network.parse().unwrap()).collect(),
             link_local: None,
+            gateways: Vec::new(),
             arp: true,
         };
         Report { interfaces: vec![interface], ..Report::default() }

@@ -278,6 +278,7 @@ impl Table {
             up: link.flags.contains(LinkFlags::LowerUp),
             networks,
             link_local,
+            gateways: Vec::new(),
             arp: link.flags.contains(LinkFlags::Broadcast),
         })
     }

@@ -13,6 +13,7 @@ fn interface(up: bool) -> Interface {
         up,
         networks: vec!["10.0.0.1/24".parse().unwrap()],
         link_local: None,
+        gateways: Vec::new(),
         arp: true,
     }
 }

@@ -109,6 +109,7 @@ fn interface() -> Interface {
             .map(|network| network.parse().expect("a network"))
             .into(),
         link_local: Some("fe80::1".parse().expect("an address")),
+        gateways: Vec::new(),
         arp: true,
     }
 }

@@ -556,6 +556,7 @@ impl Cluster {
                 format!("fd00:a::{n:x}/64").parse().expect("an address"),
             ],
             link_local: Some(format!("fe80::{n:x}").parse().expect("an address")),
+            gateways: Vec::new(),
             arp: true,
         }
     }

@@ -5,6 +5,8 @@ CARGO ?= cargo
 ARGS ?=
 # The seed that `make sim` plays.
 SEED ?= 0
+# How many seeds `make owners` plays, unless it is given a SEED.
+SEEDS ?= 10000
 # Recorded cases of MetalLB's behaviour, which are not part of this repository.
 VECTORS ?= ../shared/vectors
 # What `make fuzz` plays with (a file of tests/fuzz/fuzz_targets), and for how many seconds.
@@ -16,6 +18,11 @@ SERVICES ?= 10000
 PAIRS ?= 5
 SAMPLES ?= 200
 REST ?= 60
+# What `make bench-layer2` measures (groups separated by commas; empty: all), how often, and for how many seconds
+# heartbeats are cut or lost. The goals are stated for these.
+ROWS ?=
+RUNS ?= 10
+WINDOW ?= 60
 IMAGE_TAG ?= 0.1.0
 
 # Programs that a shell of an ordinary user, or one that never logged in, does not find.
@@ -25,10 +32,10 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 # dependencies anew.
 PROGRAMS := --package cli --package controller --package speaker
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-STEPS := setup lint tidy test-unit vectors test-sim test-lab test-e2e test-demo
+STEPS := setup lint tidy test-unit vectors test-sim test-owners test-lab test-e2e test-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test $(STEPS) sim bench bench-demo bench-controller fuzz dist images generate crds manifests clean
+.PHONY: help build demo test $(STEPS) sim owners bench bench-demo bench-owners bench-controller bench-layer2 fuzz dist images generate crds manifests clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -76,8 +83,15 @@ test-sim: ## the simulator: named scenarios and 1,000 seeds
 sim: ## one seed of the simulator, told as a story (SEED=17)
 	BERTH_SIM_SEED=$(SEED) $(CARGO) test --locked --workspace --test sim random -- --nocapture
 
+test-owners: ## the ownership protocol alone: a scenario for each of its bounds, 400 seeds, rules broken on purpose
+	$(CARGO) test --locked --workspace --test owners -- --nocapture
+
+owners: ## more seeds of it (SEEDS=10000), or one, told as a story (SEED=17)
+	$(if $(filter file,$(origin SEED)),BERTH_OWNERS_SEEDS=$(SEEDS),BERTH_OWNERS_SEED=$(SEED)) \
+		$(CARGO) test --locked --workspace --test owners random -- --nocapture
+
 test-lab: ## the programs on the real kernel, in network namespaces (root)
-	$(CARGO) test --locked --workspace --test lab --test rootless -- --test-threads=1 --nocapture
+	$(CARGO) test --locked --workspace --test lab --test lab_layer2 --test rootless -- --test-threads=1 --nocapture
 
 test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controller (root, Go)
 	$(CARGO) test --locked --workspace --test e2e --test e2e_controller --test e2e_crds -- --test-threads=1
@@ -85,11 +99,17 @@ test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controll
 test-demo: ## the demo, to its end
 	$(CARGO) test --locked --workspace --test demo
 
-bench: bench-demo bench-controller ## every measurement; the figures also go to target/bench/*.json
+bench: bench-demo bench-owners bench-controller bench-layer2 ## every measurement; the figures also go to target/bench/*.json
 
 bench-demo: build ## ten times: a Service until its first gratuitous ARP, the outage when a node dies
 	@mkdir -p target/bench
 	target/release/berth demo --runs 10 --measurements target/bench/demo.json $(ARGS)
+
+bench-owners: ## the ownership protocol in its simulator, 5 to 500 nodes: detection, agreement, datagrams, spread
+	@mkdir -p target/bench
+	@rm -f target/bench/owners.json
+	$(CARGO) build --release --locked $(PROGRAMS) --package tests
+	BERTH_BENCH_FILE=$(CURDIR)/target/bench/owners.json target/release/bench-owners
 
 bench-controller: build ## the controller: its planning alone, then with a real kube-apiserver (root, Go; SERVICES=1000 PAIRS=2 …)
 	@mkdir -p target/bench
@@ -101,6 +121,13 @@ bench-controller: build ## the controller: its planning alone, then with a real 
 	BERTH_BENCH_FILE=$(CURDIR)/target/bench/controller.json BERTH_BENCH_SERVICES=$(SERVICES) \
 		BERTH_BENCH_PAIRS=$(PAIRS) BERTH_BENCH_SAMPLES=$(SAMPLES) BERTH_BENCH_REST=$(REST) \
 		target/release/bench-controller
+
+bench-layer2: build ## the speaker on a segment: fail-over, hand-over, floods, many Services (root; ROWS=cut,flood RUNS=3)
+	@mkdir -p target/bench
+	@tests/setup.sh bench
+	$(CARGO) build --release --locked $(PROGRAMS) --package tests
+	BERTH_BENCH_FILE=$(CURDIR)/target/bench/layer2.json BERTH_BENCH_ROWS=$(ROWS) BERTH_BENCH_RUNS=$(RUNS) \
+		BERTH_BENCH_WINDOW=$(WINDOW) target/release/bench-layer2
 
 fuzz: ## one decoder against random octets (TARGET=bgp_session TIME=60; nightly, cargo install cargo-fuzz)
 	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $(TARGET) -- -max_total_time=$(TIME) -rss_limit_mb=3000

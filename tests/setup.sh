@@ -1,7 +1,7 @@
 #!/bin/sh
 # Sees to the programs that the demo and the tests run:
 #
-#   setup.sh [--check] [demo|lab|e2e]...        (nothing named: all three)
+#   setup.sh [--check] [demo|lab|e2e|bench]...        (nothing named: the first three)
 #
 # Says nothing when they are there. Otherwise root gets the missing Debian packages installed, with
 # no daemon started or enabled; anybody else, and --check, gets the line to run, and exit code 1.
@@ -10,14 +10,16 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/local/go/bin
 
 # Program, Debian package, and the parts that need it.
 programs='
-ip       iproute2         demo lab e2e
-setpriv  util-linux       demo lab e2e
-nft      nftables         demo lab e2e
+ip       iproute2         demo lab e2e bench
+setpriv  util-linux       demo lab e2e bench
+nft      nftables         demo lab e2e bench
 bird     bird2            demo lab
 ping     iputils-ping     lab
 arping   iputils-arping   lab e2e
 /usr/lib/frr/bgpd frr         lab
-curl     curl             lab e2e
+curl     curl             lab e2e bench
+tcpdump  tcpdump          bench
+keepalived keepalived     bench
 python3  python3          lab e2e
 openssl  openssl          e2e
 flock    util-linux       e2e
@@ -32,8 +34,8 @@ esac
 [ $# -gt 0 ] || set -- demo lab e2e
 for part; do
     case $part in
-    demo | lab | e2e) ;;
-    *) echo "setup: there is no part \"$part\"; they are demo, lab and e2e" >&2 && exit 2 ;;
+    demo | lab | e2e | bench) ;;
+    *) echo "setup: there is no part \"$part\"; they are demo, lab, e2e and bench" >&2 && exit 2 ;;
     esac
 done
 
@@ -95,7 +97,7 @@ if [ -n "$packages" ]; then
     # shellcheck disable=SC2086 # several words
     apt-get -qq install --no-install-recommends $packages >&2
     # Nor at the next boot.
-    for package in bird2 frr; do
+    for package in bird2 frr keepalived; do
         case " $packages " in *" $package "*)
             ! command -v systemctl >/dev/null || systemctl --quiet disable "${package%2}" >&2 || : ;;
         esac

@@ -35,7 +35,7 @@ pub use error::{ConfigError, ObjectRef, RangeError, Rule};
 pub use parse::Sources;
 pub use peer::{Password, Peer, PeerAddress, PeerAsn};
 pub use pool::{AddressRange, Pool, ServiceAllocation, is_buggy};
-pub use selector::{Labels, Selector, SelectorError, SelectorRule};
+pub use selector::{Labels, PackedLabels, Selector, SelectorError, SelectorRule};
 
 use error::Fault;
 

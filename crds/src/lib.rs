@@ -38,9 +38,10 @@ pub use ip_address_pool::{
 };
 pub use l2_advertisement::{L2Advertisement, L2AdvertisementSpec, PreferredNodeSelector};
 pub use status::{
-    AcceptanceStatus, ConfigurationResult, ConfigurationState, ConfigurationStateSpec,
-    ConfigurationStateStatus, InterfaceInfo, ServiceBGPStatus, ServiceBGPStatusSpec,
-    ServiceBGPStatusStatus, ServiceL2Status, ServiceL2StatusSpec, ServiceL2StatusStatus,
+    AcceptanceStatus, AddressInfo, AddressStep, ConfigurationResult, ConfigurationState,
+    ConfigurationStateSpec, ConfigurationStateStatus, InterfaceInfo, ServiceBGPStatus,
+    ServiceBGPStatusSpec, ServiceBGPStatusStatus, ServiceL2Status, ServiceL2StatusSpec,
+    ServiceL2StatusStatus,
 };
 
 /// The API group of every kind here.

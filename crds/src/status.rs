@@ -42,7 +42,7 @@ pub struct AcceptanceStatus {
 pub struct ServiceL2StatusSpec {}
 
 /// Who announces a Service. Written by the announcing node.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceL2StatusStatus {
     /// The node that announces and receives the traffic.
@@ -66,6 +66,45 @@ pub struct ServiceL2StatusStatus {
     /// The interfaces that are answered on; none means every interface.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub interfaces: Vec<InterfaceInfo>,
+    /// The addresses that the node answers for or has to tell of, each with how far it is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["address"]
+    ))]
+    pub addresses: Vec<AddressInfo>,
+    /// Announced: whether the node answers for all of these addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "crate::schema::conditions")]
+    pub conditions: Vec<Condition>,
+}
+
+/// How far one address of a Service is on its way to the clients.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct AddressInfo {
+    /// The address.
+    pub address: String,
+    /// The step that was reached.
+    pub state: AddressStep,
+    /// The node whose speaker asked the network for the address last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_by: Option<String>,
+    /// Why it is not further, as one word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The steps of an address: Allocated (nobody answers for it), Conflict (a foreign host has it, so
+/// it is not announced), Owned (by a node that is cut off and does not answer), Announced, Seen (as
+/// another node's speaker found).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddressStep {
+    Allocated,
+    Conflict,
+    Owned,
+    Announced,
+    Seen,
 }
 
 /// A network interface of a node.

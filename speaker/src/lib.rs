@@ -13,4 +13,4 @@ pub mod view;
 pub mod wire;
 
 pub use planner::Planner;
-pub use wire::{Report, Wanted, WantedAddress, Wire};
+pub use wire::{Memory, Report, Wanted, Wire};

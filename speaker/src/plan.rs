@@ -7,17 +7,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::IpAddr,
+    sync::Arc,
 };
 
 use bgp::Route;
-use config::{BgpAdvertisement, Community, Config, L2Advertisement, NodeName, PeerName, Pool};
-use ipnet::IpNet;
-use layer2::{Candidates, InterfaceMatch};
-
-use crate::{
-    view::{Cluster, Service, ServiceKey, TrafficPolicy},
-    wire::WantedAddress,
+use config::{
+    BgpAdvertisement, Community, Config, L2Advertisement, Labels, NodeName, PeerName, Pool,
+    PoolName, Selector,
 };
+use ipnet::IpNet;
+use ownership::Candidates;
+
+use crate::view::{Cluster, Drain, Service, ServiceKey, Shared, TrafficPolicy};
 
 /// Settings of the process that decide about announcing.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +27,9 @@ pub struct Options {
     pub lb_class: Option<String>,
     /// `--ignore-exclude-lb`: announce from nodes that carry the exclude label too.
     pub ignore_exclude_label: bool,
+    /// `--drain-on-taints`: a taint that precedes the end of a node, and a kubelet that says that
+    /// its host shuts down, drain it like the annotation.
+    pub drain_on_taints: bool,
 }
 
 /// What a decision is made from.
@@ -37,23 +41,64 @@ pub struct Context<'a> {
     pub options: &'a Options,
 }
 
+impl Context<'_> {
+    /// Whether the addresses of a node are to go elsewhere.
+    pub fn is_drained(&self, node: &str) -> bool {
+        self.cluster.nodes.get(node).is_some_and(|node| {
+            node.drain == Drain::Yes || self.options.drain_on_taints && node.ending.is_some()
+        })
+    }
+}
+
+/// See [`ServicePlan::layer2`].
+pub type Layer2Plan = Result<Box<[(IpAddr, Arc<Candidates>)]>, Refusal>;
+
 /// What one Service asks of this speaker, or why nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServicePlan {
-    /// Every address with its candidates in the whole cluster, not only on this node.
-    pub layer2: Result<BTreeMap<IpAddr, WantedAddress>, Refusal>,
+    /// Every address with its candidates in the whole cluster, not only on this node; in order.
+    pub layer2: Layer2Plan,
     /// What this node sends to each of its peers.
     pub bgp: Result<BTreeMap<PeerName, BTreeSet<Route>>, Refusal>,
+}
+
+impl ServicePlan {
+    /// The addresses that are announced by layer 2, with their candidates.
+    pub fn candidates(&self) -> impl Iterator<Item = (IpAddr, &Arc<Candidates>)> {
+        let all = self.layer2.as_deref().unwrap_or_default();
+        all.iter().map(|(address, candidates)| (*address, candidates))
+    }
 }
 
 /// What all Services together ask of this speaker.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Announcements {
-    pub layer2: BTreeMap<IpAddr, WantedAddress>,
+    pub layer2: BTreeMap<IpAddr, Arc<Candidates>>,
     pub bgp: BTreeMap<PeerName, BTreeSet<Route>>,
 }
 
-/// Why a Service is not announced.
+/// Candidates that were worked out before: thousands of Services have the same. Holds for one
+/// configuration and one state of the nodes.
+#[derive(Debug, Default)]
+pub struct Choices {
+    /// By pool, and those of its advertisements that select the Service.
+    known: BTreeMap<(PoolName, Vec<usize>), Result<Arc<Candidates>, Refusal>>,
+    shared: Shared<Candidates>,
+}
+
+impl Choices {
+    /// The configuration is another, or a node is.
+    pub fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// The copy that all addresses have that are said the same of.
+    pub(crate) fn one(&mut self, candidates: Arc<Candidates>) -> Arc<Candidates> {
+        self.shared.one(candidates)
+    }
+}
+
+/// Why a Service is not announced, or not from one node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("its loadBalancerClass is served by somebody else")]
@@ -63,7 +108,7 @@ pub enum Refusal {
     #[error("address {0} is in no IPAddressPool")]
     AddressInNoPool(IpAddr),
     #[error("no advertisement selects pool {pool:?} for this Service")]
-    NoAdvertisement { pool: String },
+    NoAdvertisement { pool: PoolName },
     #[error(
         "it shares its address and an L2Advertisement of the pool has serviceSelectors, so the \
          Services of one address could end on different nodes"
@@ -72,32 +117,73 @@ pub enum Refusal {
     #[error("it has no endpoint that is ready or still serving")]
     NoEndpoint,
     #[error("externalTrafficPolicy is Local and no endpoint serves on node {0:?}")]
-    NoLocalEndpoint(String),
+    NoLocalEndpoint(NodeName),
+    #[error("no advertisement of its pool for this Service selects node {0:?}")]
+    NodeNotSelected(NodeName),
     #[error("the network of node {0:?} is unavailable (condition NetworkUnavailable)")]
-    NodeNetworkUnavailable(String),
+    NodeNetworkUnavailable(NodeName),
     #[error(
         "node {0:?} carries the label node.kubernetes.io/exclude-from-external-load-balancers \
          (--ignore-exclude-lb overrides it)"
     )]
-    NodeExcluded(String),
+    NodeExcluded(NodeName),
+    #[error("no advertisement of pool {0:?} for this Service selects a node")]
+    NoNode(PoolName),
     #[error("no node qualifies: {0}")]
-    NoCandidate(String),
-    #[error("BGPAdvertisements {first:?} and {second:?} give {prefix} different localPref values")]
-    LocalPrefConflict { first: String, second: String, prefix: IpNet },
+    NoCandidate(Box<Self>),
+    #[error("node {0:?} answers for it")]
+    NotOwner(NodeName),
+    #[error(
+        "BGPAdvertisements {:?} and {:?} give {} different localPref values",
+        .0.first, .0.second, .0.prefix
+    )]
+    LocalPrefConflict(Box<LocalPrefConflict>),
     #[error("no BGPPeer selects node {0:?}")]
-    NoPeer(String),
+    NoPeer(NodeName),
+}
+
+/// Two advertisements that cannot both be obeyed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalPrefConflict {
+    pub first: String,
+    pub second: String,
+    pub prefix: IpNet,
+}
+
+impl Refusal {
+    /// The word that MetalLB has for it, in its logs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::OtherClass => "notLoadBalancer",
+            Self::NoAddress => "noIPAllocated",
+            Self::AddressInNoPool(_) => "ipNotAllowed",
+            Self::NoAdvertisement { .. }
+            | Self::NodeNotSelected(_)
+            | Self::NoNode(_)
+            | Self::NoPeer(_) => "noMatchingAdvertisement",
+            Self::SharedAddressWithServiceSelectors => "sharedIPWithServiceSelector",
+            Self::NoEndpoint => "noEndpoints",
+            Self::NoLocalEndpoint(_) => "noLocalEndpoints",
+            Self::NodeNetworkUnavailable(_) => "nodeNetworkUnavailable",
+            Self::NodeExcluded(_) => "nodeLabeledExcludeBalancers",
+            Self::NoCandidate(why) => why.reason(),
+            Self::NotOwner(_) => "notOwner",
+            Self::LocalPrefConflict(_) => "conflictingAdvertisements",
+        }
+    }
 }
 
 /// Plans everything anew.
 pub fn plan(context: Context<'_>) -> Announcements {
     let mut whole = Announcements::default();
     let mut joined: BTreeMap<PeerName, BTreeMap<IpNet, Route>> = BTreeMap::new();
+    let mut choices = Choices::default();
     for (key, service) in &context.cluster.services {
-        let ServicePlan { layer2, bgp } = announcements_of(key, service, context);
-        for (address, wanted) in layer2.unwrap_or_default() {
+        let plan = announcements_of(key, service, context, &mut choices);
+        for (address, wanted) in plan.candidates() {
             join_address(whole.layer2.entry(address), wanted);
         }
-        for (peer, routes) in bgp.unwrap_or_default() {
+        for (peer, routes) in plan.bgp.unwrap_or_default() {
             join_routes(joined.entry(peer).or_default(), &routes);
         }
     }
@@ -107,33 +193,62 @@ pub fn plan(context: Context<'_>) -> Announcements {
 }
 
 /// Plans one Service.
-pub fn announcements_of(key: &ServiceKey, service: &Service, context: Context<'_>) -> ServicePlan {
+pub fn announcements_of(
+    key: &ServiceKey,
+    service: &Service,
+    context: Context<'_>,
+    choices: &mut Choices,
+) -> ServicePlan {
     match pools_of(service, context) {
         Ok(pools) => ServicePlan {
-            layer2: layer2_of(key, service, &pools, context),
+            layer2: layer2_of(key, service, &pools, context, choices),
             bgp: bgp_of(key, service, &pools, context),
         },
         Err(refusal) => ServicePlan { layer2: Err(refusal.clone()), bgp: Err(refusal) },
     }
 }
 
+/// Why a node may not answer for one address of a Service; `None`: it may.
+pub fn refusal_at(
+    node: &NodeName,
+    address: IpAddr,
+    key: &ServiceKey,
+    service: &Service,
+    context: Context<'_>,
+) -> Option<Refusal> {
+    let refused = || {
+        if service.class.as_deref() != context.options.lb_class.as_deref() {
+            return Err(Refusal::OtherClass);
+        }
+        let pool = pool_of(address, context)?;
+        let ads = advertised(key, service, pool, context)?;
+        if !ads.iter().any(|index| pool.l2_advertisements[*index].nodes.contains(node)) {
+            return Err(Refusal::NodeNotSelected(node.clone()));
+        }
+        node_qualifies(node, context)?;
+        match service.policy {
+            TrafficPolicy::Local if !context.cluster.endpoint_nodes(key).contains(node) => {
+                Err(Refusal::NoLocalEndpoint(node.clone()))
+            }
+            TrafficPolicy::Local | TrafficPolicy::Cluster => Ok(()),
+        }
+    };
+    refused().err()
+}
+
 /// Two Services of one address go to one node, so only nodes that suit both are candidates.
-pub(crate) fn join_address(entry: Entry<'_, IpAddr, WantedAddress>, wanted: WantedAddress) {
+pub(crate) fn join_address(entry: Entry<'_, IpAddr, Arc<Candidates>>, wanted: &Arc<Candidates>) {
     match entry {
         Entry::Vacant(vacant) => {
-            vacant.insert(wanted);
+            vacant.insert(Arc::clone(wanted));
         }
+        Entry::Occupied(occupied) if Arc::ptr_eq(occupied.get(), wanted) => {}
         Entry::Occupied(mut occupied) => {
-            let both: BTreeSet<_> = occupied
-                .get()
-                .candidates
-                .nodes
-                .intersection(&wanted.candidates.nodes)
-                .cloned()
-                .collect();
+            let both: BTreeSet<_> =
+                occupied.get().nodes.intersection(&wanted.nodes).cloned().collect();
             // With nothing in common the first Service in order decides: one of them served beats none.
-            if !both.is_empty() {
-                occupied.get_mut().candidates.nodes = both;
+            if !both.is_empty() && both != occupied.get().nodes {
+                Arc::make_mut(occupied.get_mut()).nodes = both;
             }
         }
     }
@@ -162,47 +277,40 @@ pub(crate) fn join_routes<'a>(
 fn pools_of<'a>(
     service: &Service,
     context: Context<'a>,
-) -> Result<BTreeMap<IpAddr, &'a Pool>, Refusal> {
-    if service.class != context.options.lb_class {
+) -> Result<Vec<(IpAddr, &'a Pool)>, Refusal> {
+    if service.class.as_deref() != context.options.lb_class.as_deref() {
         return Err(Refusal::OtherClass);
     }
     if service.addresses.is_empty() {
         return Err(Refusal::NoAddress);
     }
-    service
-        .addresses
-        .iter()
-        .map(|address| {
-            context
-                .config
-                .pools
-                .values()
-                .find(|pool| pool.contains(*address))
-                .map(|pool| (*address, pool))
-                .ok_or(Refusal::AddressInNoPool(*address))
-        })
-        .collect()
+    let addresses = service.addresses.iter();
+    addresses.map(|address| pool_of(*address, context).map(|pool| (*address, pool))).collect()
+}
+
+fn pool_of(address: IpAddr, context: Context<'_>) -> Result<&Pool, Refusal> {
+    let mut pools = context.config.pools.values();
+    pools.find(|pool| pool.contains(address)).ok_or(Refusal::AddressInNoPool(address))
 }
 
 fn layer2_of(
     key: &ServiceKey,
     service: &Service,
-    pools: &BTreeMap<IpAddr, &Pool>,
+    pools: &[(IpAddr, &Pool)],
     context: Context<'_>,
-) -> Result<BTreeMap<IpAddr, WantedAddress>, Refusal> {
-    let mut wanted = BTreeMap::new();
+    choices: &mut Choices,
+) -> Layer2Plan {
+    let mut wanted = Vec::new();
     let mut refusal = None;
     for (address, pool) in pools {
-        match layer2_of_address(key, service, pool, context) {
-            Ok(one) => {
-                wanted.insert(*address, one);
-            }
+        match layer2_of_address(key, service, pool, context, choices) {
+            Ok(one) => wanted.push((*address, one)),
             Err(reason) => refusal = Some(reason),
         }
     }
     match refusal {
         Some(reason) if wanted.is_empty() => Err(reason),
-        _ => Ok(wanted),
+        _ => Ok(wanted.into()),
     }
 }
 
@@ -211,35 +319,75 @@ fn layer2_of_address(
     service: &Service,
     pool: &Pool,
     context: Context<'_>,
-) -> Result<WantedAddress, Refusal> {
-    let ads = pool.l2_advertisements.iter().map(|ad| &**ad);
-    let ads: Vec<&L2Advertisement> = ads.filter(|ad| ad.selects(&service.labels)).collect();
-    if ads.is_empty() {
-        return Err(Refusal::NoAdvertisement { pool: pool.name.to_string() });
+    choices: &mut Choices,
+) -> Result<Arc<Candidates>, Refusal> {
+    let ads = advertised(key, service, pool, context)?;
+    let choice = (pool.name.clone(), ads);
+    let everywhere = match choices.known.get(&choice) {
+        Some(known) => known.clone(),
+        None => {
+            let worked_out =
+                qualified(pool, &choice.1, context).map(|all| choices.one(Arc::new(all)));
+            choices.known.insert(choice, worked_out.clone());
+            worked_out
+        }
+    };
+    match service.policy {
+        TrafficPolicy::Cluster => everywhere,
+        TrafficPolicy::Local => {
+            let everywhere = everywhere?;
+            let local = only_on(&everywhere, context.cluster.endpoint_nodes(key))?;
+            Ok(choices.one(Arc::new(local)))
+        }
     }
-    if service.shares_address && ads.iter().any(|ad| !ad.service_selectors.is_empty()) {
-        return Err(Refusal::SharedAddressWithServiceSelectors);
-    }
+}
+
+/// The places in the pool's list of the advertisements that are for this Service.
+fn advertised(
+    key: &ServiceKey,
+    service: &Service,
+    pool: &Pool,
+    context: Context<'_>,
+) -> Result<Vec<usize>, Refusal> {
     if !context.cluster.has_endpoint(key) {
         return Err(Refusal::NoEndpoint);
     }
-    let local = match service.policy {
-        TrafficPolicy::Cluster => None,
-        TrafficPolicy::Local => Some(context.cluster.endpoint_nodes(key)),
-    };
+    let all = &pool.l2_advertisements;
+    let labels = labels_for(service, all.iter().map(|ad| &ad.service_selectors));
+    let ads: Vec<usize> = (0..all.len()).filter(|index| all[*index].selects(&labels)).collect();
+    if ads.is_empty() {
+        return Err(Refusal::NoAdvertisement { pool: pool.name.clone() });
+    }
+    if service.shares_address && ads.iter().any(|index| !all[*index].service_selectors.is_empty()) {
+        return Err(Refusal::SharedAddressWithServiceSelectors);
+    }
+    Ok(ads)
+}
+
+/// The labels of a Service, if anybody asks for them.
+fn labels_for<'a>(
+    service: &Service,
+    mut selectors: impl Iterator<Item = &'a Vec<Selector>>,
+) -> Labels {
+    if selectors.any(|any| !any.is_empty()) { service.labels.unpack() } else { Labels::new() }
+}
+
+/// The nodes of these advertisements that may announce, wherever the endpoints are.
+fn qualified(pool: &Pool, ads: &[usize], context: Context<'_>) -> Result<Candidates, Refusal> {
+    let ads: Vec<&L2Advertisement> =
+        ads.iter().map(|index| &*pool.l2_advertisements[*index]).collect();
     let mut nodes = BTreeSet::new();
-    let mut last_reason = "no node matches the nodeSelectors of the L2Advertisements".to_owned();
+    let mut last_reason = Refusal::NoNode(pool.name.clone());
     for node in ads.iter().flat_map(|ad| &ad.nodes) {
-        if local.as_ref().is_some_and(|local| !local.contains(node)) {
-            last_reason = Refusal::NoLocalEndpoint(node.to_string()).to_string();
-        } else if let Err(reason) = node_qualifies(node, context) {
-            last_reason = reason.to_string();
-        } else {
-            nodes.insert(node.clone());
+        match node_qualifies(node, context) {
+            Ok(()) => {
+                nodes.insert(node.clone());
+            }
+            Err(reason) => last_reason = reason,
         }
     }
     if nodes.is_empty() {
-        return Err(Refusal::NoCandidate(last_reason));
+        return Err(Refusal::NoCandidate(Box::new(last_reason)));
     }
     let mut preference: BTreeMap<NodeName, i32> = BTreeMap::new();
     for (node, score) in ads.iter().flat_map(|ad| &ad.preference) {
@@ -248,30 +396,48 @@ fn layer2_of_address(
             *sum = sum.saturating_add(*score);
         }
     }
-    let interfaces = interfaces_of(&ads, context.me);
-    Ok(WantedAddress { candidates: Candidates { nodes, preference }, interfaces })
+    let interfaces =
+        nodes.iter().filter_map(|node| Some((node.clone(), interfaces_of(&ads, node)?)));
+    let interfaces = interfaces.collect();
+    Ok(Candidates { nodes, preference, interfaces })
 }
 
-/// The union over the advertisements that hold on this node.
-fn interfaces_of(ads: &[&L2Advertisement], me: &NodeName) -> InterfaceMatch {
+fn only_on(all: &Candidates, local: BTreeSet<NodeName>) -> Result<Candidates, Refusal> {
+    let nodes: BTreeSet<NodeName> =
+        local.into_iter().filter(|node| all.nodes.contains(node)).collect();
+    if nodes.is_empty() {
+        let somewhere = all.nodes.first().cloned().unwrap_or_default();
+        return Err(Refusal::NoCandidate(Box::new(Refusal::NoLocalEndpoint(somewhere))));
+    }
+    let preference = nodes.iter().filter_map(|node| all.preference.get_key_value(node));
+    let interfaces = nodes.iter().filter_map(|node| all.interfaces.get_key_value(node));
+    Ok(Candidates {
+        preference: preference.map(|(node, score)| (node.clone(), *score)).collect(),
+        interfaces: interfaces.map(|(node, names)| (node.clone(), names.clone())).collect(),
+        nodes,
+    })
+}
+
+/// The union over the advertisements that hold on a node; `None`: any.
+fn interfaces_of(ads: &[&L2Advertisement], node: &NodeName) -> Option<BTreeSet<String>> {
     let mut names = BTreeSet::new();
-    for ad in ads.iter().filter(|ad| ad.nodes.contains(me)) {
+    for ad in ads.iter().filter(|ad| ad.nodes.contains(node)) {
         match &ad.interfaces {
-            config::InterfaceMatch::All => return InterfaceMatch::All,
+            config::InterfaceMatch::All => return None,
             config::InterfaceMatch::Only(some) => names.extend(some.iter().cloned()),
         }
     }
-    InterfaceMatch::Only(names)
+    Some(names)
 }
 
 fn node_qualifies(name: &NodeName, context: Context<'_>) -> Result<(), Refusal> {
     // A node that has not been seen yet is judged when it is.
     let Some(node) = context.cluster.nodes.get(name) else { return Ok(()) };
     if node.network_unavailable {
-        return Err(Refusal::NodeNetworkUnavailable(name.to_string()));
+        return Err(Refusal::NodeNetworkUnavailable(name.clone()));
     }
     if node.excluded() && !context.options.ignore_exclude_label {
-        return Err(Refusal::NodeExcluded(name.to_string()));
+        return Err(Refusal::NodeExcluded(name.clone()));
     }
     Ok(())
 }
@@ -279,24 +445,26 @@ fn node_qualifies(name: &NodeName, context: Context<'_>) -> Result<(), Refusal> 
 fn bgp_of(
     key: &ServiceKey,
     service: &Service,
-    pools: &BTreeMap<IpAddr, &Pool>,
+    pools: &[(IpAddr, &Pool)],
     context: Context<'_>,
 ) -> Result<BTreeMap<PeerName, BTreeSet<Route>>, Refusal> {
     let me = context.me;
     let mut ads_of: BTreeMap<IpAddr, Vec<&BgpAdvertisement>> = BTreeMap::new();
+    let all = pools.iter().flat_map(|(_, pool)| &pool.bgp_advertisements);
+    let labels = labels_for(service, all.map(|ad| &ad.service_selectors));
     for (address, pool) in pools {
         let ads: Vec<_> = pool
             .bgp_advertisements
             .iter()
             .map(|ad| &**ad)
-            .filter(|ad| ad.nodes.contains(me) && ad.selects(&service.labels))
+            .filter(|ad| ad.nodes.contains(me) && ad.selects(&labels))
             .collect();
         if !ads.is_empty() {
             ads_of.insert(*address, ads);
         }
     }
     if ads_of.is_empty() {
-        let pool = pools.values().next().map(|pool| pool.name.to_string()).unwrap_or_default();
+        let pool = pools.first().map(|(_, pool)| pool.name.clone()).unwrap_or_default();
         return Err(Refusal::NoAdvertisement { pool });
     }
     node_qualifies(me, context)?;
@@ -305,14 +473,14 @@ fn bgp_of(
             return Err(Refusal::NoEndpoint);
         }
         TrafficPolicy::Local if !context.cluster.endpoint_nodes(key).contains(me) => {
-            return Err(Refusal::NoLocalEndpoint(me.to_string()));
+            return Err(Refusal::NoLocalEndpoint(me.clone()));
         }
         TrafficPolicy::Cluster | TrafficPolicy::Local => {}
     }
     let mine: BTreeSet<&PeerName> =
         context.config.peers.values().filter(|p| p.nodes.contains(me)).map(|p| &p.name).collect();
     if mine.is_empty() {
-        return Err(Refusal::NoPeer(me.to_string()));
+        return Err(Refusal::NoPeer(me.clone()));
     }
     let mut routes: BTreeMap<PeerName, BTreeMap<IpNet, Route>> = BTreeMap::new();
     for (address, ads) in &ads_of {
@@ -326,11 +494,11 @@ fn bgp_of(
                         && route_of(*address, other).prefix == route.prefix
                 });
                 if let Some(other) = conflict {
-                    return Err(Refusal::LocalPrefConflict {
+                    return Err(Refusal::LocalPrefConflict(Box::new(LocalPrefConflict {
                         first: other.name.clone(),
                         second: ad.name.clone(),
                         prefix: route.prefix,
-                    });
+                    })));
                 }
                 join_routes(routes.entry((*peer).clone()).or_default(), [&route]);
             }

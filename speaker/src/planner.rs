@@ -5,6 +5,9 @@
 //! planned together and a single change still leaves within the same turn of the loop. Nothing is
 //! planned before every list has been read once.
 
+mod sessions;
+mod tell;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -13,17 +16,21 @@ use std::{
 };
 
 use bgp::{Route, SessionConfig};
-use config::{Config, ConfigError, NodeName, Peer, PeerAddress, PeerAsn, PeerName, Resources};
+use config::{Config, ConfigError, NodeName, Peer, PeerAsn, PeerName, Resources};
 use ipnet::IpNet;
-use k8s_openapi::api::{core::v1 as core, discovery::v1 as discovery};
-use sha2::{Digest, Sha256};
+use k8s_openapi::{
+    api::{core::v1 as core, discovery::v1 as discovery},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use ownership::{AddressState, Candidates, Extent};
 
 use crate::{
-    plan::{Context, Options, ServicePlan, announcements_of, join_address, join_routes},
+    plan::{Choices, Context, Options, ServicePlan, announcements_of, join_address},
     status::{Note, ServiceStatus},
-    view::{Cluster, ServiceKey},
-    wire::{Report, Wanted, WantedAddress},
+    view::{Cluster, Many, NodeChange, ServiceKey, compact},
+    wire::Wanted,
 };
+use tell::Telling;
 
 /// Settings of one planner.
 #[derive(Debug, Clone)]
@@ -50,10 +57,20 @@ pub enum Event {
     },
     NodeApplied(Box<core::Node>),
     NodeDeleted(NodeName),
+    /// A list begins that shows all objects of a kind, each as applied.
+    ListBegins(Many),
+    /// What that list did not show is gone.
+    ListEnds(Many),
+    /// The API server has come to this resource version, as the deletion of an object tells.
+    Version(u64),
     /// Every list has been read once.
     Synced,
-    /// The wire's state changed.
-    Wire(Report),
+    /// What the wire knows of these addresses has changed.
+    Addresses(BTreeMap<IpAddr, Option<AddressState>>),
+    /// The other speakers heard now.
+    Live(BTreeSet<NodeName>),
+    /// The names of the interfaces that can answer.
+    Interfaces(BTreeSet<String>),
 }
 
 /// What the shell has to do.
@@ -71,7 +88,7 @@ pub enum Action {
     /// What this node does for a Service changed.
     ServiceStatus {
         service: ServiceKey,
-        status: ServiceStatus,
+        status: Arc<ServiceStatus>,
     },
     Note(Note),
     /// What is wrong with the configuration now; empty when nothing is.
@@ -113,6 +130,16 @@ impl SessionSpec {
     }
 }
 
+/// An address that is to be answered for, or was when the wire was last told.
+#[derive(Debug, Default)]
+struct Asked {
+    /// By these Services, in order: the first decides where the others have nothing in common with
+    /// it.
+    services: Box<[ServiceKey]>,
+    /// What the wire was told.
+    told: Option<Arc<Candidates>>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Planner {
@@ -122,22 +149,29 @@ pub struct Planner {
     /// What was last told; none before the first time.
     errors: Option<Vec<ConfigError>>,
     cluster: Cluster,
-    report: Report,
+    /// The highest resource version seen; versions that are no numbers count as 0.
+    version: u64,
     synced: bool,
     due: Option<Instant>,
+    /// A label of a Node or a custom resource changed.
     config_dirty: bool,
+    /// The configuration or the availability of a node changed: all Services are looked at again.
+    all_dirty: bool,
+    /// The addresses of a Node changed.
+    addresses_dirty: bool,
     dirty: BTreeSet<ServiceKey>,
+    choices: Choices,
     plans: BTreeMap<ServiceKey, ServicePlan>,
-    /// Which Services ask for an address, and which for a prefix at a peer.
-    by_address: BTreeMap<IpAddr, BTreeSet<ServiceKey>>,
+    by_address: BTreeMap<IpAddr, Asked>,
+    /// Which Services ask for a prefix at a peer.
     by_prefix: BTreeMap<PeerName, BTreeMap<IpNet, BTreeMap<ServiceKey, Route>>>,
-    wanted: Wanted,
-    wire_told: bool,
+    /// The peers that the wire was told of; `None` before it was told anything.
+    peers: Option<BTreeMap<NodeName, BTreeSet<IpAddr>>>,
+    /// What the wire was told last.
+    draining: Option<bool>,
     sessions: BTreeMap<PeerName, SessionSpec>,
     advertised: BTreeMap<PeerName, BTreeSet<Route>>,
-    statuses: BTreeMap<ServiceKey, ServiceStatus>,
-    /// Services whose status may differ from what was last told.
-    untold: BTreeSet<ServiceKey>,
+    telling: Telling,
 }
 
 impl Planner {
@@ -148,20 +182,22 @@ impl Planner {
             config: Arc::default(),
             errors: None,
             cluster: Cluster::default(),
-            report: Report::default(),
+            version: 0,
             synced: false,
             due: None,
             config_dirty: true,
+            all_dirty: false,
+            addresses_dirty: true,
             dirty: BTreeSet::new(),
+            choices: Choices::default(),
             plans: BTreeMap::new(),
             by_address: BTreeMap::new(),
             by_prefix: BTreeMap::new(),
-            wanted: Wanted::default(),
-            wire_told: false,
+            peers: None,
+            draining: None,
             sessions: BTreeMap::new(),
             advertised: BTreeMap::new(),
-            statuses: BTreeMap::new(),
-            untold: BTreeSet::new(),
+            telling: Telling::default(),
         }
     }
 
@@ -170,10 +206,13 @@ impl Planner {
         let changed = match event {
             Event::Resources(resources) => {
                 self.resources = *resources;
+                let all = metadata(&self.resources).map(version_of).max();
+                self.version = self.version.max(all.unwrap_or_default());
                 self.config_dirty = true;
                 true
             }
             Event::ServiceApplied(object) => {
+                self.saw(&object.metadata);
                 let key = self.cluster.apply_service(&object);
                 self.mark(key)
             }
@@ -182,6 +221,7 @@ impl Planner {
                 self.mark(known.then_some(key))
             }
             Event::SliceApplied(object) => {
+                self.saw(&object.metadata);
                 let keys = self.cluster.apply_slice(&object);
                 self.mark(keys)
             }
@@ -190,23 +230,34 @@ impl Planner {
                 self.mark(key)
             }
             Event::NodeApplied(object) => {
-                let changed = self.cluster.apply_node(&object);
-                self.config_dirty |= changed;
-                changed
+                self.saw(&object.metadata);
+                let change = self.cluster.apply_node(&object);
+                let name = object.metadata.name.as_deref().unwrap_or_default();
+                self.node_changed(name, change)
             }
             Event::NodeDeleted(name) => {
-                let changed = self.cluster.delete_node(&name);
-                self.config_dirty |= changed;
-                changed
+                let change = self.cluster.delete_node(&name);
+                self.node_changed(&name, change)
             }
-            Event::Synced => !std::mem::replace(&mut self.synced, true),
-            Event::Wire(report) => {
-                let moved = self.report.owned.symmetric_difference(&report.owned);
-                let keys = moved.filter_map(|address| self.by_address.get(address)).flatten();
-                self.untold.extend(keys.cloned());
-                self.report = report;
-                !self.untold.is_empty()
+            Event::ListBegins(of) => {
+                self.cluster.begin_list(of);
+                false
             }
+            Event::ListEnds(of) => {
+                let keys = self.cluster.end_list(of);
+                self.mark(keys)
+            }
+            Event::Version(version) => {
+                self.version = self.version.max(version);
+                false
+            }
+            Event::Synced => {
+                self.synced = true;
+                true
+            }
+            Event::Addresses(states) => self.learn(states),
+            Event::Live(live) => self.learn_live(live),
+            Event::Interfaces(names) => self.learn_interfaces(names),
         };
         if changed && self.synced {
             self.due.get_or_insert(now);
@@ -216,7 +267,7 @@ impl Planner {
 
     /// Plans what is dirty.
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
-        if self.due.is_none_or(|due| due > now) {
+        if self.poll_timeout().is_none_or(|due| due > now) {
             return Vec::new();
         }
         self.due = None;
@@ -224,16 +275,25 @@ impl Planner {
         if std::mem::take(&mut self.config_dirty) {
             self.parse_config(&mut actions);
         }
+        if std::mem::take(&mut self.all_dirty) {
+            self.choices.forget();
+            self.dirty.extend(self.cluster.services.keys().cloned());
+            self.dirty.extend(self.plans.keys().cloned());
+        }
         let touched = self.plan_dirty(&mut actions);
         self.want(&touched.addresses, &mut actions);
         self.sessions(&mut actions);
         self.advertise(&touched.peers, &mut actions);
-        self.tell_statuses(&mut actions);
+        self.tell(now, &mut actions);
         actions
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.due
+        [self.due, self.telling.due()].into_iter().flatten().min()
+    }
+
+    fn saw(&mut self, metadata: &ObjectMeta) {
+        self.version = self.version.max(version_of(metadata));
     }
 
     fn mark(&mut self, keys: impl IntoIterator<Item = ServiceKey>) -> bool {
@@ -245,6 +305,25 @@ impl Planner {
         any
     }
 
+    fn node_changed(&mut self, name: &str, change: NodeChange) -> bool {
+        self.config_dirty |= change.labels;
+        self.all_dirty |= change.availability;
+        self.addresses_dirty |= change.addresses;
+        if change.drain && *name == *self.settings.me {
+            self.drain_changed();
+        }
+        change.any()
+    }
+
+    fn context(&self) -> Context<'_> {
+        Context {
+            me: &self.settings.me,
+            config: &self.config,
+            cluster: &self.cluster,
+            options: &self.settings.options,
+        }
+    }
+
     fn parse_config(&mut self, actions: &mut Vec<Action>) {
         self.resources.nodes = self
             .cluster
@@ -253,10 +332,8 @@ impl Planner {
             .map(|(name, node)| (name.clone(), node.labels.clone()))
             .collect();
         let (config, errors) = Config::parse(&self.resources, Some(&self.config));
-        // A node's condition or label decides too, so a changed node makes all Services dirty even
-        // where the parsed configuration stays the same.
-        self.dirty.extend(self.cluster.services.keys().cloned());
-        self.dirty.extend(self.plans.keys().cloned());
+        // Most changes of a Node's labels are of no selector's interest.
+        self.all_dirty |= config.pools != self.config.pools || config.peers != self.config.peers;
         self.config = Arc::new(config);
         if self.errors.as_ref() != Some(&errors) {
             self.errors = Some(errors.clone());
@@ -266,43 +343,37 @@ impl Planner {
 
     fn plan_dirty(&mut self, actions: &mut Vec<Action>) -> Touched {
         let mut touched = Touched::default();
-        let config = Arc::clone(&self.config);
+        let mut choices = std::mem::take(&mut self.choices);
         for key in std::mem::take(&mut self.dirty) {
-            let context = Context {
-                me: &self.settings.me,
-                config: &config,
-                cluster: &self.cluster,
-                options: &self.settings.options,
-            };
-            let new = self
-                .cluster
-                .services
-                .get(&key)
-                .map(|service| announcements_of(&key, service, context));
+            let service = self.cluster.services.get(&key);
+            let new = service
+                .map(|service| announcements_of(&key, service, self.context(), &mut choices));
             if self.plans.get(&key) == new.as_ref() {
                 continue;
             }
+            // The copy that the Services have too.
+            let known = self.cluster.services.get_key_value(&key).map(|(known, _)| known.clone());
+            let key = known.unwrap_or(key);
             if let Some(old) = self.plans.remove(&key) {
                 self.unindex(&key, &old, &mut touched);
             }
             if let Some(new) = new {
                 self.index(&key, &new, &mut touched);
-                actions.extend(Note::refused(&key, self.uid(&key), &new).map(Action::Note));
+                actions.extend(Note::refused(&self.subject(&key), &new).map(Action::Note));
                 self.plans.insert(key.clone(), new);
             }
-            self.untold.insert(key);
+            self.telling.look_at(key);
         }
+        self.choices = choices;
         touched
     }
 
     fn unindex(&mut self, key: &ServiceKey, plan: &ServicePlan, touched: &mut Touched) {
-        for address in plan.layer2.iter().flat_map(BTreeMap::keys) {
-            touched.addresses.insert(*address);
-            if let Some(keys) = self.by_address.get_mut(address) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.by_address.remove(address);
-                }
+        for (address, _) in plan.candidates() {
+            touched.addresses.insert(address);
+            if let Some(asked) = self.by_address.get_mut(&address) {
+                let others = asked.services.iter().filter(|other| *other != key);
+                asked.services = others.cloned().collect();
             }
         }
         for (peer, routes) in plan.bgp.iter().flatten() {
@@ -320,9 +391,11 @@ impl Planner {
     }
 
     fn index(&mut self, key: &ServiceKey, plan: &ServicePlan, touched: &mut Touched) {
-        for address in plan.layer2.iter().flat_map(BTreeMap::keys) {
-            touched.addresses.insert(*address);
-            self.by_address.entry(*address).or_default().insert(key.clone());
+        for (address, _) in plan.candidates() {
+            touched.addresses.insert(address);
+            let keys = &mut self.by_address.entry(address).or_default().services;
+            let (before, after) = keys.split_at(keys.partition_point(|other| other < key));
+            *keys = before.iter().chain([key]).chain(after).cloned().collect();
         }
         for (peer, routes) in plan.bgp.iter().flatten() {
             touched.peers.insert(peer.clone());
@@ -334,36 +407,51 @@ impl Planner {
     }
 
     fn want(&mut self, addresses: &BTreeSet<IpAddr>, actions: &mut Vec<Action>) {
-        // Also an empty set is told once: it is then known that there is nothing to own.
-        let mut changed = !std::mem::replace(&mut self.wire_told, true);
+        let mut changes = BTreeMap::new();
         for address in addresses {
-            match self.wanted_address(*address) {
-                Some(new) => {
-                    changed |= self.wanted.addresses.get(address) != Some(&new);
-                    self.wanted.addresses.insert(*address, new);
-                }
-                None => changed |= self.wanted.addresses.remove(address).is_some(),
+            let new = self.wanted_address(*address);
+            let Some(asked) = self.by_address.get_mut(address) else { continue };
+            let before = std::mem::replace(&mut asked.told, new.clone());
+            if new.is_none() {
+                self.by_address.remove(address);
+            }
+            if before != new {
+                changes.insert(*address, new);
             }
         }
-        let peers = self.peers();
-        if peers != self.wanted.peers {
-            self.wanted.peers = peers;
-            changed = true;
+        // Also an empty set is told once: it is then known that there is nothing to own.
+        let extent = if self.peers.is_none() { Extent::Whole } else { Extent::Changes };
+        if extent == Extent::Whole {
+            compact(&mut self.plans);
+            compact(&mut self.by_address);
         }
-        if changed {
-            actions.push(Action::Wanted(self.wanted.clone()));
+        let mut peers = None;
+        if std::mem::take(&mut self.addresses_dirty) {
+            let now = self.peers();
+            if self.peers.as_ref() != Some(&now) {
+                self.peers = Some(now.clone());
+                peers = Some(now);
+            }
+        }
+        let drained = Some(self.context().is_drained(&self.settings.me));
+        let draining = drained.filter(|_| self.draining != drained);
+        self.draining = drained;
+        if extent == Extent::Whole || peers.is_some() || draining.is_some() || !changes.is_empty() {
+            let version = self.version;
+            let wanted = Wanted { version, extent, addresses: changes, peers, draining };
+            actions.push(Action::Wanted(wanted));
         }
     }
 
-    fn wanted_address(&self, address: IpAddr) -> Option<WantedAddress> {
+    fn wanted_address(&mut self, address: IpAddr) -> Option<Arc<Candidates>> {
         let mut joined = BTreeMap::new();
-        for key in self.by_address.get(&address)? {
-            let asked = self.plans.get(key).and_then(|p| p.layer2.as_ref().ok()?.get(&address));
-            if let Some(asked) = asked {
-                join_address(joined.entry(address), asked.clone());
+        for key in &self.by_address.get(&address)?.services {
+            let asked = self.plans.get(key)?.candidates().find(|(asked, _)| *asked == address);
+            if let Some((_, asked)) = asked {
+                join_address(joined.entry(address), asked);
             }
         }
-        joined.remove(&address)
+        joined.remove(&address).map(|joined| self.choices.one(joined))
     }
 
     /// The other nodes, by their addresses of the heartbeats' family.
@@ -380,98 +468,37 @@ impl Planner {
             .filter(|(_, addresses): &(_, BTreeSet<_>)| !addresses.is_empty())
             .collect()
     }
+}
 
-    fn sessions(&mut self, actions: &mut Vec<Action>) {
-        let router_id = self.router_id();
-        let wanted: BTreeMap<PeerName, SessionSpec> = self
-            .config
-            .peers
-            .values()
-            .filter(|peer| peer.nodes.contains(&self.settings.me))
-            .filter_map(|peer| match peer.address {
-                PeerAddress::Address(address) => Some(SessionSpec {
-                    peer: peer.clone(),
-                    address,
-                    router_id: peer.router_id.unwrap_or(router_id),
-                }),
-                PeerAddress::Interface(_) => None,
-            })
-            .map(|spec| (spec.peer.name.clone(), spec))
-            .collect();
-        for name in self.sessions.keys().filter(|name| !wanted.contains_key(*name)) {
-            actions.push(Action::CloseSession(name.clone()));
-            self.advertised.remove(name);
-        }
-        for (name, spec) in &wanted {
-            if self.sessions.get(name) != Some(spec) {
-                // The new session knows no routes yet.
-                self.advertised.remove(name);
-                actions.push(Action::OpenSession(Box::new(spec.clone())));
-            }
-        }
-        self.sessions = wanted;
-    }
+/// The metadata of all custom resources.
+fn metadata(resources: &Resources) -> impl Iterator<Item = &ObjectMeta> {
+    let Resources {
+        pools,
+        l2_advertisements,
+        bgp_advertisements,
+        bgp_peers,
+        bfd_profiles,
+        communities,
+        secrets: _,
+        nodes: _,
+        namespaces: _,
+        node_addresses: _,
+        service_ranges: _,
+        unreadable: _,
+    } = resources;
+    let pools = pools.iter().map(|object| &object.metadata);
+    pools
+        .chain(l2_advertisements.iter().map(|object| &object.metadata))
+        .chain(bgp_advertisements.iter().map(|object| &object.metadata))
+        .chain(bgp_peers.iter().map(|object| &object.metadata))
+        .chain(bfd_profiles.iter().map(|object| &object.metadata))
+        .chain(communities.iter().map(|object| &object.metadata))
+}
 
-    fn advertise(&mut self, touched: &BTreeSet<PeerName>, actions: &mut Vec<Action>) {
-        for peer in self.sessions.keys() {
-            let known = self.advertised.contains_key(peer);
-            if known && !touched.contains(peer) {
-                continue;
-            }
-            let mut joined = BTreeMap::new();
-            for services in self.by_prefix.get(peer).into_iter().flat_map(BTreeMap::values) {
-                join_routes(&mut joined, services.values());
-            }
-            let routes: BTreeSet<Route> = joined.into_values().collect();
-            // Also an empty set is told once: only then may the session say End-of-RIB.
-            if self.advertised.get(peer) != Some(&routes) {
-                self.advertised.insert(peer.clone(), routes.clone());
-                actions.push(Action::Advertise { peer: peer.clone(), routes });
-            }
-        }
-    }
-
-    /// The node's first IPv4 address; a node without one gets a number from its name, as an
-    /// identifier need only be unique and not 0 (RFC 6286).
-    fn router_id(&self) -> Ipv4Addr {
-        let own = self.cluster.nodes.get(&self.settings.me).and_then(|node| {
-            node.internal_addresses.iter().find_map(|address| match address {
-                IpAddr::V4(v4) => Some(*v4),
-                IpAddr::V6(_) => None,
-            })
-        });
-        own.unwrap_or_else(|| {
-            let digest = Sha256::digest(self.settings.me.as_bytes());
-            Ipv4Addr::new(digest[0], digest[1], digest[2], digest[3] | 1)
-        })
-    }
-
-    fn tell_statuses(&mut self, actions: &mut Vec<Action>) {
-        let me = &self.settings.me;
-        for key in std::mem::take(&mut self.untold) {
-            let plan = self.plans.get(&key);
-            let now = plan
-                .map(|plan| ServiceStatus::of(me, plan, &self.report.owned))
-                .unwrap_or_default();
-            let before = self.statuses.get(&key).cloned().unwrap_or_default();
-            if now == before {
-                continue;
-            }
-            let uid = self.uid(&key).to_owned();
-            actions
-                .extend(Note::begun(me, &key, &uid, &before, &now).into_iter().map(Action::Note));
-            if now == ServiceStatus::default() {
-                self.statuses.remove(&key);
-            } else {
-                self.statuses.insert(key.clone(), now.clone());
-            }
-            actions.push(Action::ServiceStatus { service: key, status: now });
-        }
-    }
-
-    fn uid(&self, key: &ServiceKey) -> &str {
-        self.cluster.services.get(key).map_or("", |service| &service.uid)
-    }
+/// 0 for one that is no number, which an API server may give.
+fn version_of(metadata: &ObjectMeta) -> u64 {
+    let version = metadata.resource_version.as_deref();
+    version.and_then(|version| version.parse().ok()).unwrap_or_default()
 }
 
 /// What a round of planning touched.

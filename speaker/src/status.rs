@@ -2,53 +2,162 @@
 //!
 //! `io/status.rs` makes the API objects equal to the newest value.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeSet, fmt, net::IpAddr};
 
 use config::{NodeName, PeerName};
-use layer2::InterfaceMatch;
+pub use crds::AddressStep as Step;
+use ownership::{AddressState, Mac, Proof};
 
 use crate::{plan::ServicePlan, view::ServiceKey};
 
-/// What this node does for one Service.
+/// What this node does for one Service, and what it has to tell of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceStatus {
-    /// Answered for by this node on these interfaces (empty: on all); `None`: by another or nobody.
-    pub layer2: Option<BTreeSet<String>>,
-    /// Peers that get its routes from this node; `None`: nobody does.
-    pub bgp: Option<BTreeSet<PeerName>>,
+    /// `None`: somebody else tells, or nobody has to.
+    pub layer2: Option<Layer2Status>,
+    /// `None`: no peer gets its routes from this node.
+    pub bgp: Option<BgpStatus>,
+}
+
+/// One ServiceBGPStatus.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct BgpStatus {
+    /// Those that get the routes from this node.
+    pub peers: BTreeSet<PeerName>,
+    /// The Service's addresses that are in pools with a BGPAdvertisement.
+    pub addresses: Box<[IpAddr]>,
 }
 
 impl ServiceStatus {
-    pub(crate) fn of(me: &NodeName, plan: &ServicePlan, owned: &BTreeSet<IpAddr>) -> Self {
-        let mine = plan.layer2.iter().flatten().find(|(address, wanted)| {
-            owned.contains(*address) && wanted.candidates.nodes.contains(me)
-        });
-        Self {
-            layer2: mine.map(|(_, wanted)| match &wanted.interfaces {
-                InterfaceMatch::All => BTreeSet::new(),
-                InterfaceMatch::Only(names) => names.clone(),
-            }),
-            bgp: plan.bgp.as_ref().ok().map(BTreeMap::keys).map(|peers| peers.cloned().collect()),
+    /// The addresses that this node answers for.
+    pub fn answered(&self) -> impl Iterator<Item = IpAddr> {
+        let addresses = self.layer2.iter().flat_map(|layer2| &layer2.addresses);
+        addresses.filter(|address| address.answers()).map(|address| address.address)
+    }
+}
+
+/// One ServiceL2Status.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Layer2Status {
+    /// What the first address that this node answers for is answered on; empty: every interface.
+    pub interfaces: BTreeSet<String>,
+    /// In order. Those that other nodes tell of are missing.
+    pub addresses: Box<[AddressStatus]>,
+}
+
+/// How far the way of one address to the clients is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressStatus {
+    pub address: IpAddr,
+    pub step: Step,
+    /// Who asked the segment for it last.
+    pub seen_by: Option<NodeName>,
+    /// Why it is not further; a word of [`crate::plan::Refusal::reason`] or one of those below.
+    pub reason: Option<&'static str>,
+}
+
+impl AddressStatus {
+    /// Whether clients get an answer from this node.
+    pub fn answers(&self) -> bool {
+        match self.step {
+            Step::Announced | Step::Seen => true,
+            Step::Allocated | Step::Conflict | Step::Owned => false,
         }
     }
 }
 
-/// Something to tell about a Service.
+/// Another station has the address, or claims to.
+const ADDRESS_CONFLICT: &str = "addressConflict";
+/// The node has no interface that works, or hears no other node.
+const NODE_ISOLATED: &str = "nodeIsolated";
+/// The node answers until another one does.
+const HANDING_OVER: &str = "handingOver";
+/// Another speaker asked for the address and got no answer.
+const NO_ANSWER_SEEN: &str = "noAnswerSeen";
+
+impl AddressStatus {
+    /// What this node tells of an address; `None`: nothing.
+    pub(crate) fn of(address: IpAddr, me: &NodeName, state: &AddressState) -> Option<Self> {
+        use ownership::Stage;
+        let told = |step, seen_by: Option<&NodeName>, reason| {
+            Some(Self { address, step, seen_by: seen_by.cloned(), reason })
+        };
+        match state.stage {
+            Stage::Idle | Stage::Listening | Stage::Probing => {
+                conflict(me, state).and_then(|_| told(Step::Conflict, None, Some(ADDRESS_CONFLICT)))
+            }
+            Stage::Fenced => told(Step::Owned, None, Some(NODE_ISOLATED)),
+            Stage::HandingOver => told(Step::Announced, None, Some(HANDING_OVER)),
+            Stage::Owner => {
+                let contested = state.conflict.map(|_| ADDRESS_CONFLICT);
+                match &state.proof {
+                    Proof::NotYet => told(Step::Announced, None, contested),
+                    Proof::Seen { by } => told(Step::Seen, Some(by), contested),
+                    Proof::Wrong { by, .. } => {
+                        told(Step::Announced, Some(by), Some(ADDRESS_CONFLICT))
+                    }
+                    Proof::Silent { by } => {
+                        told(Step::Announced, Some(by), contested.or(Some(NO_ANSWER_SEEN)))
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn unanswered(address: IpAddr, reason: &'static str) -> Self {
+        Self { address, step: Step::Allocated, seen_by: None, reason: Some(reason) }
+    }
+}
+
+/// The foreign station that this node has to tell of: the owner does, or whoever found it before
+/// there was one.
+pub(crate) fn conflict(me: &NodeName, state: &AddressState) -> Option<Mac> {
+    let mine = state.owner.as_ref().is_none_or(|owner| owner == me);
+    let seen = match &state.proof {
+        Proof::Wrong { mac, .. } if state.stage.answers() => Some(*mac),
+        Proof::Wrong { .. } | Proof::NotYet | Proof::Seen { .. } | Proof::Silent { .. } => None,
+    };
+    state.conflict.or(seen).filter(|_| mine)
+}
+
+/// Something to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Note {
-    pub service: ServiceKey,
-    pub uid: String,
+    pub about: Subject,
     pub kind: NoteKind,
     pub text: String,
+}
+
+/// Of whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    Service { key: ServiceKey, uid: Box<str> },
+    Node(NodeName),
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Service { key, .. } => write!(f, "Service {key}"),
+            Self::Node(name) => write!(f, "Node {name}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NoteKind {
     /// MetalLB's Event `nodeAssigned`.
     NodeAssigned,
+    /// MetalLB's Event `announceFailed`.
+    AnnounceFailed,
+    /// A foreign station has an address.
+    AddressConflict,
+    /// It has it no longer.
+    ConflictGone,
+    /// The node is drained: nothing is left that it answers for.
+    Drained,
+    /// The annotation that drains a node says something else.
+    DrainUnknown,
     /// Why a Service is not announced: for the log, since every node would send the same Event.
     NotAnnounced,
 }
@@ -57,30 +166,117 @@ impl Note {
     /// Told once when announcing begins, never on a mere re-plan.
     pub(crate) fn begun(
         me: &NodeName,
-        service: &ServiceKey,
-        uid: &str,
+        service: &Subject,
         before: &ServiceStatus,
         now: &ServiceStatus,
-    ) -> Vec<Self> {
-        let layer2 = (now.layer2.is_some() && before.layer2.is_none()).then_some("layer2");
+    ) -> impl Iterator<Item = Self> {
+        let answers = |status: &ServiceStatus| status.answered().next().is_some();
+        let layer2 = (answers(now) && !answers(before)).then_some("layer2");
         let bgp = (now.bgp.is_some() && before.bgp.is_none()).then_some("bgp");
-        let assigned = |protocol| Self {
-            service: service.clone(),
-            uid: uid.to_owned(),
+        layer2.into_iter().chain(bgp).map(move |protocol| Self {
+            about: service.clone(),
             kind: NoteKind::NodeAssigned,
             text: format!("announcing from node {me:?} with protocol {protocol:?}"),
-        };
-        layer2.into_iter().chain(bgp).map(assigned).collect()
+        })
     }
 
     /// Told when neither protocol announces a Service and the reasons are new.
-    pub(crate) fn refused(service: &ServiceKey, uid: &str, plan: &ServicePlan) -> Option<Self> {
+    pub(crate) fn refused(service: &Subject, plan: &ServicePlan) -> Option<Self> {
         let (Err(layer2), Err(bgp)) = (&plan.layer2, &plan.bgp) else { return None };
         Some(Self {
-            service: service.clone(),
-            uid: uid.to_owned(),
+            about: service.clone(),
             kind: NoteKind::NotAnnounced,
             text: format!("by layer 2: {layer2}; by BGP: {bgp}"),
         })
+    }
+
+    /// A foreign station has an address, or has it no longer.
+    pub(crate) fn conflict(
+        service: &Subject,
+        address: IpAddr,
+        mac: Option<Mac>,
+        answers: bool,
+    ) -> Self {
+        let Some(mac) = mac else {
+            return Self {
+                about: service.clone(),
+                kind: NoteKind::ConflictGone,
+                text: format!("nobody else has address {address} any more"),
+            };
+        };
+        let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
+        let text = if answers {
+            format!(
+                "station {mac}, which is no node of the cluster, announces address {address} too; \
+                 take the address from it, or from the pool"
+            )
+        } else {
+            format!(
+                "address {address} is not announced, because station {mac}, which is no node of \
+                 the cluster, has it; take the address from it, or from the pool"
+            )
+        };
+        Self { about: service.clone(), kind: NoteKind::AddressConflict, text }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ownership::Stage;
+
+    use super::*;
+
+    #[test]
+    fn every_state_has_its_step() {
+        let me = NodeName::from("n1");
+        let by = || NodeName::from("n2");
+        let mac = [2, 0, 0, 0, 0, 9];
+        let (owner, other) = (Some(NodeName::from("n1")), Some(by()));
+        for (owner, stage, conflict, proof, expected) in [
+            (None, Stage::Idle, None, Proof::NotYet, None),
+            (other.clone(), Stage::Idle, None, Proof::NotYet, None),
+            (other, Stage::Idle, Some(mac), Proof::NotYet, None),
+            (None, Stage::Probing, None, Proof::NotYet, None),
+            (None, Stage::Idle, Some(mac), Proof::NotYet, Some("Conflict - addressConflict")),
+            (owner.clone(), Stage::Fenced, None, Proof::NotYet, Some("Owned - nodeIsolated")),
+            (
+                owner.clone(),
+                Stage::HandingOver,
+                None,
+                Proof::NotYet,
+                Some("Announced - handingOver"),
+            ),
+            (owner.clone(), Stage::Owner, None, Proof::NotYet, Some("Announced - -")),
+            (owner.clone(), Stage::Owner, None, Proof::Seen { by: by() }, Some("Seen n2 -")),
+            (
+                owner.clone(),
+                Stage::Owner,
+                Some(mac),
+                Proof::Seen { by: by() },
+                Some("Seen n2 addressConflict"),
+            ),
+            (
+                owner.clone(),
+                Stage::Owner,
+                None,
+                Proof::Silent { by: by() },
+                Some("Announced n2 noAnswerSeen"),
+            ),
+            (
+                owner,
+                Stage::Owner,
+                None,
+                Proof::Wrong { by: by(), mac },
+                Some("Announced n2 addressConflict"),
+            ),
+        ] {
+            let state = AddressState { owner, stage, epoch: 1, conflict, proof };
+            let told = AddressStatus::of(IpAddr::from([10, 0, 0, 9]), &me, &state);
+            let told = told.map(|told| {
+                let seen_by = told.seen_by.as_deref().unwrap_or("-");
+                format!("{:?} {seen_by} {}", told.step, told.reason.unwrap_or("-"))
+            });
+            assert_eq!(told.as_deref(), expected, "{state:?}");
+        }
     }
 }

@@ -1,42 +1,58 @@
 //! The wire: who answers for an address, and the answering itself, as one value.
 //!
-//! It joins `layer2::Ownership` (which node owns what) with `layer2::Announcer` (frames) and lives on
-//! a thread of its own, so that decoding and planning never delay a heartbeat or an answer. It goes on
-//! with the last [`Wanted`] whatever happens to the planner. One exists per speaker.
+//! It joins `ownership::Ownership` (which node owns what) with `layer2::Announcer` (frames) and lives
+//! on a thread of its own, so that decoding and planning never delay a heartbeat or an answer. It goes
+//! on with what was last [`Wanted`] whatever happens to the planner. One exists per speaker.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, Ipv6Addr},
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Instant,
 };
 
-use layer2::{
-    Announcer, Candidates, Interface, InterfaceIndex, InterfaceMatch, NodeName, Ownership,
-    OwnershipConfig, announcer, ownership,
-};
+use layer2::{Announcer, AnnouncerSettings, Interface, InterfaceIndex, InterfaceMatch, announcer};
+use ownership::{AddressState, Candidates, Extent, NodeName, Ownership, View};
 
-/// How long a node whose only links came back waits for a peer before it takes anything: while it was
-/// cut off its peers fell silent, and that must not pass for their death. Ports that have just come
-/// up may take seconds to forward.
-const RETURN_WAIT: Duration = Duration::from_secs(2);
-/// How long the peers then get to tell what they own.
-const CLAIMS_WAIT: Duration = Duration::from_millis(80);
-
-/// What the planner wants on the segment; always the whole.
+/// What the planner wants on the segment: the whole the first time, then what has changed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Wanted {
-    pub addresses: BTreeMap<IpAddr, WantedAddress>,
-    /// The other speakers' node addresses. Heartbeats go to the one of the family that the socket
-    /// has; a datagram from any other source is dropped.
-    pub peers: BTreeMap<NodeName, BTreeSet<IpAddr>>,
+    /// The highest resource version that it is made from.
+    pub version: u64,
+    pub extent: Extent,
+    /// Who may answer for an address; `None`: nobody any more.
+    pub addresses: BTreeMap<IpAddr, Option<Arc<Candidates>>>,
+    /// The other speakers' node addresses, all of them, if that has changed. Heartbeats go to the one
+    /// of the family that the socket has; a datagram from any other source is dropped.
+    pub peers: Option<BTreeMap<NodeName, BTreeSet<IpAddr>>>,
+    /// Whether this node is being drained, if that has changed.
+    pub draining: Option<bool>,
 }
 
-/// Who may answer for an address, and where.
-#[derive(Debug, Clone, PartialEq)]
-pub struct WantedAddress {
-    pub candidates: Candidates,
-    /// The interfaces of this node; meaningful only when this node is a candidate.
-    pub interfaces: InterfaceMatch,
+impl Wanted {
+    /// Takes in what is wanted after this, so that both are one change.
+    pub fn merge(&mut self, later: Self) {
+        match later.extent {
+            Extent::Whole => *self = later,
+            Extent::Changes => {
+                self.version = self.version.max(later.version);
+                self.addresses.extend(later.addresses);
+                self.peers = later.peers.or_else(|| self.peers.take());
+                self.draining = later.draining.or(self.draining);
+                if self.extent == Extent::Whole {
+                    self.addresses.retain(|_, candidates| candidates.is_some());
+                }
+            }
+        }
+    }
+}
+
+/// What outlives the process.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Memory {
+    /// The whole of what was wanted last.
+    pub wanted: Wanted,
+    pub ownership: ownership::Memory,
 }
 
 /// What happens to the wire.
@@ -61,18 +77,32 @@ pub enum Event<'a> {
 /// What the shell has to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
-    SendFrame { interface: InterfaceIndex, frame: Vec<u8> },
-    JoinGroup { interface: InterfaceIndex, group: Ipv6Addr },
-    LeaveGroup { interface: InterfaceIndex, group: Ipv6Addr },
-    SendDatagram { to: NodeName, address: IpAddr, payload: Vec<u8> },
+    SendFrame {
+        interface: InterfaceIndex,
+        frame: Vec<u8>,
+    },
+    JoinGroup {
+        interface: InterfaceIndex,
+        group: Ipv6Addr,
+    },
+    LeaveGroup {
+        interface: InterfaceIndex,
+        group: Ipv6Addr,
+    },
+    SendDatagram {
+        to: NodeName,
+        address: IpAddr,
+        payload: Vec<u8>,
+    },
+    /// The state of these addresses has changed; `None`: nothing is known any more. It comes before
+    /// the frames that rest on it.
+    Addresses(BTreeMap<IpAddr, Option<AddressState>>),
     Report(Report),
 }
 
-/// The wire's state as the planner sees it; always the whole.
+/// The rest of the wire's state as others see it; always the whole.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Report {
-    /// Addresses that this node answers for.
-    pub owned: BTreeSet<IpAddr>,
     /// The other speakers heard now.
     pub live: BTreeSet<NodeName>,
     pub interfaces: Vec<Interface>,
@@ -84,208 +114,227 @@ pub struct Report {
 #[derive(Debug)]
 pub struct Wire {
     me: NodeName,
+    /// The whole of what is wanted.
     wanted: Wanted,
     ownership: Ownership,
     announcer: Announcer,
     report: Report,
-    /// The planner has spoken.
-    planned: bool,
-    /// After a time without a link: until then this node takes nothing.
-    returning_until: Option<Instant>,
-    leaving: bool,
+    memory_changed: bool,
 }
 
 impl Wire {
-    /// `incarnation` must be higher at each start of the same node's speaker.
-    pub fn new(me: NodeName, incarnation: u64, now: Instant) -> Self {
-        let ownership = Ownership::new(OwnershipConfig::new(me.clone(), incarnation), now);
-        Self {
-            me,
+    /// With a `wanted` of an earlier life it answers before the planner has spoken.
+    pub fn new(
+        settings: ownership::Settings,
+        announcer: AnnouncerSettings,
+        wanted: Option<Wanted>,
+        now: Instant,
+    ) -> (Self, Vec<Action>) {
+        let mut wire = Self {
+            me: settings.me.clone(),
             wanted: Wanted::default(),
-            ownership,
-            announcer: Announcer::new(),
+            ownership: Ownership::new(settings, now),
+            announcer: Announcer::new(announcer),
             report: Report::default(),
-            planned: false,
-            returning_until: None,
-            leaving: false,
-        }
+            memory_changed: false,
+        };
+        let actions = wanted.map(|wanted| wire.handle(Event::Wanted(wanted), now));
+        (wire, actions.unwrap_or_default())
     }
 
     pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
+        let mut step = Step::default();
         match event {
-            Event::Wanted(wanted) => self.set_wanted(wanted, now, &mut actions),
-            Event::Interfaces(interfaces) => {
-                if self.report.interfaces != interfaces {
-                    let up = |all: &[Interface]| all.iter().any(|interface| interface.up);
-                    if self.planned && !up(&self.report.interfaces) && up(&interfaces) {
-                        self.returning_until = Some(now + RETURN_WAIT);
-                    }
-                    self.report.interfaces.clone_from(&interfaces);
-                    self.announce(announcer::Event::Interfaces(interfaces), now, &mut actions);
-                    actions.push(Action::Report(self.report.clone()));
-                    // Before the planner's first word there is nothing to own: an empty set would
-                    // pass for a view of the cluster.
-                    if self.planned {
-                        self.own(ownership::Event::Wanted(self.candidates()), now, &mut actions);
-                    }
-                }
-            }
+            Event::Wanted(wanted) => self.set_wanted(wanted, now, &mut step),
+            Event::Interfaces(interfaces) => self.set_interfaces(interfaces, now, &mut step),
             Event::Frame { interface, frame } => {
-                self.announce(announcer::Event::Frame { interface, frame }, now, &mut actions);
+                step.announced(
+                    self.announcer.handle(announcer::Event::Frame { interface, frame }, now),
+                );
             }
             Event::Datagram { from, payload } => {
-                self.own(ownership::Event::Datagram { from, payload }, now, &mut actions);
+                step.owned(
+                    self.ownership.handle(ownership::Event::Datagram { from, payload }, now),
+                );
             }
-            Event::Leave => {
-                self.leaving = true;
-                self.own(ownership::Event::Leave, now, &mut actions);
-                self.note_left(&mut actions);
-            }
+            Event::Leave => step.owned(self.ownership.handle(ownership::Event::Leave, now)),
         }
-        actions
+        self.finish(step, now)
     }
 
     pub fn handle_timeout(&mut self, now: Instant) -> Vec<Action> {
-        let mut actions = Vec::new();
-        if self.returning_until.is_some_and(|until| until <= now) {
-            self.returning_until = None;
-            self.own(ownership::Event::Wanted(self.candidates()), now, &mut actions);
-        }
-        let owned = self.ownership.handle_timeout(now);
-        self.perform_ownership(owned, now, &mut actions);
-        let announced = self.announcer.handle_timeout(now);
-        actions.extend(announced.into_iter().map(Action::from));
-        actions
+        let mut step = Step::default();
+        step.owned(self.ownership.handle_timeout(now));
+        step.announced(self.announcer.handle_timeout(now));
+        self.finish(step, now)
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.ownership.poll_timeout(), self.announcer.poll_timeout(), self.returning_until]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.ownership.poll_timeout(), self.announcer.poll_timeout()].into_iter().flatten().min()
     }
 
-    fn set_wanted(&mut self, wanted: Wanted, now: Instant, actions: &mut Vec<Action>) {
-        let first = !std::mem::replace(&mut self.planned, true);
-        if self.wanted == wanted && !first {
-            return;
+    /// What is to outlive the process, if it has changed since this was last asked.
+    pub fn memory(&mut self) -> Option<Memory> {
+        let claims = self.ownership.take_memory_changed();
+        let changed = std::mem::take(&mut self.memory_changed) || claims;
+        changed.then(|| Memory { wanted: self.wanted.clone(), ownership: self.ownership.memory() })
+    }
+
+    pub fn ownership(&self) -> &Ownership {
+        &self.ownership
+    }
+
+    pub fn announcer(&self) -> &Announcer {
+        &self.announcer
+    }
+
+    fn set_wanted(&mut self, wanted: Wanted, now: Instant, step: &mut Step) {
+        let mut candidacies: BTreeMap<IpAddr, Option<InterfaceMatch>> = BTreeMap::new();
+        if wanted.extent == Extent::Whole {
+            candidacies.extend(self.wanted.addresses.keys().map(|address| (*address, None)));
         }
-        let mine = wanted
-            .addresses
-            .iter()
-            .filter(|(_, address)| address.candidates.nodes.contains(&self.me))
-            .map(|(ip, address)| (*ip, address.interfaces.clone()))
-            .collect();
-        let peers = wanted.peers.keys().cloned().collect();
-        self.wanted = wanted;
-        self.announce(announcer::Event::Candidates(mine), now, actions);
-        self.own(ownership::Event::Peers(peers), now, actions);
-        self.own(ownership::Event::Wanted(self.candidates()), now, actions);
+        candidacies.extend(wanted.addresses.iter().map(|(address, candidates)| {
+            (*address, candidates.as_deref().and_then(|candidates| self.candidacy(candidates)))
+        }));
+        let view = View {
+            version: wanted.version,
+            extent: wanted.extent,
+            addresses: wanted.addresses.clone(),
+            peers: wanted.peers.as_ref().map(|peers| peers.keys().cloned().collect()),
+            draining: wanted.draining,
+        };
+        let mut whole = std::mem::take(&mut self.wanted);
+        whole.extent = Extent::Whole;
+        whole.merge(wanted);
+        self.wanted = whole;
+        self.memory_changed = true;
+        step.announced(self.announcer.handle(announcer::Event::Candidates(candidacies), now));
+        step.owned(self.ownership.handle(ownership::Event::View(view), now));
     }
 
-    /// Who may own what. This node is left out where it has no interface to answer on: cut off, it
-    /// must not claim an address that somebody else now answers for.
-    fn candidates(&self) -> BTreeMap<IpAddr, Candidates> {
-        let mut all = BTreeMap::new();
-        for (address, wanted) in &self.wanted.addresses {
-            let mut candidates = wanted.candidates.clone();
-            if self.returning_until.is_some() || !self.can_answer(&wanted.interfaces) {
-                candidates.nodes.remove(&self.me);
-            }
-            all.insert(*address, candidates);
-        }
-        all
-    }
-
-    fn can_answer(&self, on: &InterfaceMatch) -> bool {
-        self.report.interfaces.iter().filter(|interface| interface.up).any(|interface| match on {
-            InterfaceMatch::All => true,
-            InterfaceMatch::Only(names) => names.contains(&interface.name),
+    /// Where this node may answer, if it may at all.
+    fn candidacy(&self, candidates: &Candidates) -> Option<InterfaceMatch> {
+        candidates.nodes.contains(&self.me).then(|| match candidates.interfaces.get(&self.me) {
+            Some(names) => InterfaceMatch::Only(names.clone()),
+            None => InterfaceMatch::All,
         })
     }
 
-    fn announce(&mut self, event: announcer::Event<'_>, now: Instant, actions: &mut Vec<Action>) {
-        let announced = self.announcer.handle(event, now);
-        actions.extend(announced.into_iter().map(Action::from));
+    fn set_interfaces(&mut self, interfaces: Vec<Interface>, now: Instant, step: &mut Step) {
+        if self.report.interfaces == interfaces {
+            return;
+        }
+        let stations = interfaces
+            .iter()
+            .filter(|interface| interface.up)
+            .map(|interface| (interface.name.clone(), interface.mac))
+            .collect();
+        let gateways = interfaces.iter().flat_map(|interface| &interface.gateways).copied();
+        let gateways = gateways.collect();
+        self.report.interfaces.clone_from(&interfaces);
+        step.actions.push(Action::Report(self.report.clone()));
+        step.announced(self.announcer.handle(announcer::Event::Interfaces(interfaces), now));
+        step.owned(self.ownership.handle(ownership::Event::Gateways(gateways), now));
+        step.owned(self.ownership.handle(ownership::Event::Stations(stations), now));
     }
 
-    fn own(&mut self, event: ownership::Event<'_>, now: Instant, actions: &mut Vec<Action>) {
-        let owned = self.ownership.handle(event, now);
-        self.perform_ownership(owned, now, actions);
-    }
-
-    fn perform_ownership(
-        &mut self,
-        owned: Vec<ownership::Action>,
-        now: Instant,
-        actions: &mut Vec<Action>,
-    ) {
-        for action in owned {
-            match action {
-                ownership::Action::Send { to, payload } => self.send(&to, &payload, actions),
-                ownership::Action::Own(addresses) => {
-                    self.report.owned.clone_from(&addresses);
-                    // The report first: frames rest on what it says.
-                    actions.push(Action::Report(self.report.clone()));
-                    self.announce(announcer::Event::Own(addresses), now, actions);
-                    self.note_left(actions);
-                }
-                ownership::Action::Repeat(addresses) => {
-                    self.announce(announcer::Event::Repeat(addresses), now, actions);
-                }
-                ownership::Action::PeerUp(node) => {
-                    self.returning_until =
-                        self.returning_until.map(|until| until.min(now + CLAIMS_WAIT));
-                    self.report.live.insert(node);
-                    actions.push(Action::Report(self.report.clone()));
-                }
-                ownership::Action::PeerDown(node) => {
-                    self.report.live.remove(&node);
-                    actions.push(Action::Report(self.report.clone()));
-                }
+    /// Lets the two cores answer each other until both are content.
+    fn finish(&mut self, mut step: Step, now: Instant) -> Vec<Action> {
+        while let Some(next) = step.queue.pop_front() {
+            match next {
+                Next::Owned(action) => self.perform_owned(action, now, &mut step),
+                Next::Heard(event) => step.owned(self.ownership.handle(event, now)),
             }
         }
+        step.flush();
+        step.actions
     }
 
-    fn note_left(&mut self, actions: &mut Vec<Action>) {
-        if self.leaving && self.report.owned.is_empty() && !self.report.left {
-            self.report.left = true;
-            actions.push(Action::Report(self.report.clone()));
+    fn perform_owned(&mut self, action: ownership::Action, now: Instant, step: &mut Step) {
+        if let ownership::Action::State(address, state) = action {
+            step.states.insert(address, state);
+            return;
         }
+        step.flush();
+        let event = match action {
+            ownership::Action::Send { to, payload } => return self.send(to, payload, step),
+            ownership::Action::PeerUp(node) => {
+                self.report.live.insert(node);
+                return step.actions.push(Action::Report(self.report.clone()));
+            }
+            ownership::Action::PeerDown(node) => {
+                self.report.live.remove(&node);
+                return step.actions.push(Action::Report(self.report.clone()));
+            }
+            ownership::Action::Left => {
+                self.report.left = true;
+                return step.actions.push(Action::Report(self.report.clone()));
+            }
+            ownership::Action::State(..) => return,
+            ownership::Action::Own(addresses) => announcer::Event::Own(addresses),
+            ownership::Action::Disown(addresses) => announcer::Event::Disown(addresses),
+            ownership::Action::Repeat(addresses) => announcer::Event::Repeat(addresses),
+            ownership::Action::Ask { address, how } => announcer::Event::Ask { address, how },
+            ownership::Action::StopAsking(address) => announcer::Event::StopAsking(address),
+        };
+        step.announced(self.announcer.handle(event, now));
     }
 
-    fn send(&self, to: &ownership::Recipient, payload: &[u8], actions: &mut Vec<Action>) {
-        for (node, addresses) in &self.wanted.peers {
-            let meant = match to {
-                ownership::Recipient::All => true,
-                ownership::Recipient::Node(name) => name == node,
-            };
-            // IPv4 sorts first, so a dual-stack node is spoken to over IPv4 and a single-stack one
-            // over what it has.
-            if let (true, Some(address)) = (meant, addresses.first()) {
-                actions.push(Action::SendDatagram {
-                    to: node.clone(),
-                    address: *address,
-                    payload: payload.to_vec(),
-                });
-            }
+    fn send(&self, to: NodeName, payload: Vec<u8>, step: &mut Step) {
+        let addresses = self.wanted.peers.as_ref().and_then(|peers| peers.get(&to));
+        // IPv4 sorts first, so a dual-stack node is spoken to over IPv4 and a single-stack one over
+        // what it has.
+        if let Some(&address) = addresses.and_then(BTreeSet::first) {
+            step.actions.push(Action::SendDatagram { to, address, payload });
         }
     }
 }
 
-impl From<announcer::Action> for Action {
-    fn from(action: announcer::Action) -> Self {
-        match action {
-            announcer::Action::SendFrame { interface, frame } => {
-                Self::SendFrame { interface, frame }
+/// What one event leads to.
+#[derive(Debug, Default)]
+struct Step {
+    queue: VecDeque<Next>,
+    states: BTreeMap<IpAddr, Option<AddressState>>,
+    actions: Vec<Action>,
+}
+
+#[derive(Debug)]
+enum Next {
+    Owned(ownership::Action),
+    Heard(ownership::Event<'static>),
+}
+
+impl Step {
+    fn owned(&mut self, actions: Vec<ownership::Action>) {
+        self.queue.extend(actions.into_iter().map(Next::Owned));
+    }
+
+    fn announced(&mut self, actions: Vec<announcer::Action>) {
+        for action in actions {
+            match action {
+                announcer::Action::SendFrame { interface, frame } => {
+                    self.actions.push(Action::SendFrame { interface, frame });
+                }
+                announcer::Action::JoinGroup { interface, group } => {
+                    self.actions.push(Action::JoinGroup { interface, group });
+                }
+                announcer::Action::LeaveGroup { interface, group } => {
+                    self.actions.push(Action::LeaveGroup { interface, group });
+                }
+                announcer::Action::Heard { address, interface: _, mac, form } => {
+                    let event = ownership::Event::Heard { address, mac, form };
+                    self.queue.push_back(Next::Heard(event));
+                }
+                announcer::Action::Silence(address) => {
+                    self.queue.push_back(Next::Heard(ownership::Event::Silence(address)));
+                }
             }
-            announcer::Action::JoinGroup { interface, group } => {
-                Self::JoinGroup { interface, group }
-            }
-            announcer::Action::LeaveGroup { interface, group } => {
-                Self::LeaveGroup { interface, group }
-            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.states.is_empty() {
+            self.actions.push(Action::Addresses(std::mem::take(&mut self.states)));
         }
     }
 }

@@ -63,6 +63,8 @@ pub struct Stage {
     /// The segment.
     pub lan: Switch,
     program: PathBuf,
+    /// For the speakers, beside those that they need.
+    flags: Vec<String>,
     /// Serves the API; ends with the stage.
     _runtime: Runtime,
     lab: Lab,
@@ -71,7 +73,7 @@ pub struct Stage {
 /// A machine with a speaker.
 #[derive(Debug)]
 pub struct Node {
-    number: u8,
+    pub(crate) number: u8,
     /// Its network.
     pub namespace: Namespace,
     /// `None` until it is started and after it was killed.
@@ -90,7 +92,13 @@ pub enum Policy {
 /// Runs a test on a stage of its own with all speakers up. When it fails, says so with the ends of
 /// all logs.
 pub fn on_stage(test: impl FnOnce(&mut Stage) -> Result<()>) {
+    on_stage_with(&[], test);
+}
+
+/// As [`on_stage`], with more flags for the speakers.
+pub fn on_stage_with(flags: &[&str], test: impl FnOnce(&mut Stage) -> Result<()>) {
     let mut stage = Stage::build().unwrap();
+    stage.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     match stage.start_speakers().and_then(|()| test(&mut stage)) {
         Ok(()) => stage.close().unwrap(),
         Err(error) => panic!("{error:#}\n{}", stage.lab.log_tails(15)),
@@ -124,9 +132,20 @@ impl Stage {
             api.apply(&node.object())?;
             nodes.push(node);
         }
-        fs::create_dir(lab.directory().join("key"))?;
-        fs::write(lab.directory().join("key/secretkey"), "the key of this laboratory")?;
-        Ok(Self { api, client, router, nodes, lan, program, _runtime: runtime, lab })
+        for node in &nodes {
+            node.set_key(lab.directory(), "the key of this laboratory")?;
+        }
+        Ok(Self {
+            api,
+            client,
+            router,
+            nodes,
+            lan,
+            program,
+            flags: Vec::new(),
+            _runtime: runtime,
+            lab,
+        })
     }
 
     fn close(self) -> Result<()> {
@@ -154,9 +173,8 @@ impl Stage {
     /// # Errors
     /// When one does not start.
     pub fn start_speakers(&mut self) -> Result<()> {
-        for node in self.nodes.iter_mut().filter(|node| node.speaker.is_none()) {
-            let speaker = node.speaker_command(&self.program, self.lab.directory());
-            node.speaker = Some(node.namespace.spawn("speaker", speaker)?);
+        for number in NODES {
+            self.start_speaker(number)?;
         }
         let others = format!("berth_speaker_live_peers {}", self.nodes.len() - 1);
         for node in &mut self.nodes {
@@ -169,6 +187,61 @@ impl Stage {
             })?;
         }
         Ok(())
+    }
+
+    /// Starts the speaker of a node, if it does not run, and waits for nothing.
+    ///
+    /// # Errors
+    /// When the program cannot be run.
+    pub fn start_speaker(&mut self, number: u8) -> Result<()> {
+        let directory = self.lab.directory();
+        let node = &mut self.nodes[usize::from(number) - 1];
+        if node.speaker.is_none() {
+            let mut speaker = node.speaker_command(&self.program, directory);
+            speaker.args(&self.flags);
+            node.speaker = Some(node.namespace.spawn("speaker", speaker)?);
+        }
+        Ok(())
+    }
+
+    /// The sum of a speaker's metrics of this name, whatever their labels.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub fn metric(&self, number: u8, name: &str) -> Result<f64> {
+        let node = &self.nodes[usize::from(number) - 1];
+        let text = node.namespace.run(&["curl", "-fsS", "-m", "2", METRICS])?;
+        let of_name =
+            |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+        let values = text.lines().filter(of_name).filter_map(|line| line.rsplit(' ').next());
+        Ok(values.filter_map(|value| value.parse::<f64>().ok()).sum())
+    }
+
+    /// [`metric`](Self::metric) of all speakers together.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub fn nodes_metric(&self, name: &str) -> Result<f64> {
+        NODES.into_iter().map(|number| self.metric(number, name)).sum()
+    }
+
+    /// Lets the switch filter what it passes on, by a ruleset of nftables for a chain of the hook
+    /// `forward` of family `bridge`; an empty one takes all filters away.
+    ///
+    /// # Errors
+    /// When nft does not understand it.
+    pub fn filter(&self, rules: &str) -> Result<()> {
+        filter(&self.lan, rules)
+    }
+
+    /// Sets or takes away an annotation of a Node.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn annotate(&self, number: u8, annotation: &str, value: Option<&str>) -> Result<()> {
+        let mut object = self.nodes[usize::from(number) - 1].object();
+        object["metadata"]["annotations"] = json!({ annotation: value });
+        self.apply(&object)
     }
 
     /// The speakers that should run do.
@@ -347,6 +420,20 @@ impl Node {
         [format!("10.0.0.1{}/24", self.number), format!("fd00:a::1{}/64", self.number)]
     }
 
+    /// The key that its heartbeats are sealed with, from now on or from the start.
+    ///
+    /// # Errors
+    /// When it cannot be written into the laboratory's folder.
+    pub fn set_key(&self, directory: &Path, key: &str) -> Result<()> {
+        let folder = self.key_directory(directory);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("secretkey"), key).context("writing a key")
+    }
+
+    fn key_directory(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("key-{}", self.name()))
+    }
+
     /// SIGTERM; waits for the end.
     ///
     /// # Errors
@@ -359,11 +446,11 @@ impl Node {
     }
 
     /// The plug at the segment.
-    fn end(&self) -> End<'_> {
+    pub(crate) fn end(&self) -> End<'_> {
         End { namespace: &self.namespace, device: DEVICE, mac: None, addresses: &[] }
     }
 
-    fn connect(&self, lan: &Switch, management: &Switch) -> Result<()> {
+    pub(crate) fn connect(&self, lan: &Switch, management: &Switch) -> Result<()> {
         let addresses = self.addresses();
         lan.plug(End {
             mac: Some(&node_mac(self.number)),
@@ -381,7 +468,7 @@ impl Node {
         self.namespace.sysctl("net.ipv4.conf.all.arp_announce", 2)
     }
 
-    fn object(&self) -> Value {
+    pub(crate) fn object(&self) -> Value {
         let name = self.name();
         let addresses = self.addresses();
         let addresses: Vec<_> = addresses
@@ -397,7 +484,12 @@ impl Node {
         })
     }
 
-    fn speaker_command(&self, program: &Path, directory: &Path) -> Command {
+    /// What its speaker remembers over a restart.
+    pub(crate) fn run_directory(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("run-{}", self.name()))
+    }
+
+    pub(crate) fn speaker_command(&self, program: &Path, directory: &Path) -> Command {
         let mut command = self.namespace.command(program);
         // The user's proxies do not exist in here.
         command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
@@ -405,7 +497,8 @@ impl Node {
         command.args(["--node-name", &self.name(), "--namespace", NAMESPACE]);
         command.args(["--ml-bindaddr", &format!("10.0.0.1{}", self.number)]);
         command.arg("--metrics-mode=plain");
-        command.arg("--ml-secret-key-path").arg(directory.join("key"));
+        command.arg("--run-dir").arg(self.run_directory(directory));
+        command.arg("--ml-secret-key-path").arg(self.key_directory(directory));
         command
     }
 }
@@ -613,7 +706,7 @@ impl Capture {
 }
 
 impl Heard {
-    fn in_frame(frame: &[u8]) -> Option<Self> {
+    pub(crate) fn in_frame(frame: &[u8]) -> Option<Self> {
         let mac = |at: usize| {
             let octets = frame.get(at..at + 6)?.iter();
             Some(octets.map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":"))
@@ -661,8 +754,22 @@ pub fn node_addresses(numbers: &[u8], address: &str) -> BTreeSet<IpAddr> {
     numbers.iter().filter_map(|number| format!("{prefix}{number}").parse().ok()).collect()
 }
 
+/// See [`Stage::filter`].
+pub(crate) fn filter(lan: &Switch, rules: &str) -> Result<()> {
+    let script = format!(
+        "table bridge lab {{}}\ndelete table bridge lab\ntable bridge lab {{ chain pass {{ \
+         type filter hook forward priority 0; {rules}\n}}\n}}\n"
+    );
+    lan.namespace().run_with_input(&["nft", "-f", "-"], &script).map(drop)
+}
+
 /// Puts the API behind a socket in the management network, and writes a kubeconfig for it.
-fn serve(api: &ApiServer, runtime: &Runtime, namespace: &Namespace, folder: &Path) -> Result<()> {
+pub(crate) fn serve(
+    api: &ApiServer,
+    runtime: &Runtime,
+    namespace: &Namespace,
+    folder: &Path,
+) -> Result<()> {
     let listener = namespace.inside(|| Ok(TcpListener::bind(API)?))?;
     listener.set_nonblocking(true)?;
     let listener = {

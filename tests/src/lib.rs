@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 pub mod api_suite;
+pub mod bench;
 pub mod crowd;
 pub mod install;
 pub mod kube;
 pub mod lab;
+pub mod owners;
 pub mod programs;
 pub mod sim;

@@ -64,15 +64,15 @@ fn a_dead_owner_is_replaced_within_260_ms() {
     for seed in 0..100 {
         let mut cluster = settled(seed, Options::default(), 6);
         let victim = (0..3)
-            .find(|node| !cluster.nodes[*node].speaker.as_ref().unwrap().report.owned.is_empty())
+            .find(|node| !cluster.nodes[*node].speaker.as_ref().unwrap().answers.is_empty())
             .unwrap();
-        let lost = cluster.nodes[victim].speaker.as_ref().unwrap().report.owned.clone();
+        let lost = cluster.nodes[victim].speaker.as_ref().unwrap().answers.clone();
         cluster.fault(Fault::Crash(victim));
         holds(&mut cluster, Duration::from_millis(260));
         for address in lost {
             let owners = (0..3).filter(|node| {
                 let speaker = cluster.nodes[*node].speaker.as_ref();
-                speaker.is_some_and(|s| s.report.owned.contains(&address))
+                speaker.is_some_and(|s| s.answers.contains(&address))
             });
             assert_eq!(owners.count(), 1, "{address}, seed {seed}\n{}", cluster.story.join("\n"));
         }
@@ -90,7 +90,7 @@ fn a_leaving_owner_answers_until_another_does() {
             for service in cluster.api.services.values() {
                 for address in addresses(service) {
                     let owned = cluster.nodes.iter().any(|node| {
-                        node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(&address))
+                        node.speaker.as_ref().is_some_and(|s| s.answers.contains(&address))
                     });
                     assert!(owned, "a gap at {address}\n{}", cluster.story.join("\n"));
                 }
@@ -118,7 +118,7 @@ fn a_cut_off_owner_yields_and_does_not_fight_for_it_later() {
         cluster.fault(Fault::LinkDown(0));
         holds(&mut cluster, Duration::from_secs(1));
         let speaker = cluster.nodes[0].speaker.as_ref().unwrap();
-        assert!(speaker.report.owned.is_empty(), "{}", cluster.story.join("\n"));
+        assert!(speaker.answers.is_empty(), "{}", cluster.story.join("\n"));
         let told = cluster.story.len();
         cluster.fault(Fault::LinkUp(0));
         rests(&mut cluster);
@@ -140,7 +140,7 @@ fn the_wire_needs_no_planner_and_no_api_server() {
         for service in cluster.api.services.values() {
             for address in addresses(service) {
                 let owners = cluster.nodes.iter().filter(|node| {
-                    node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(&address))
+                    node.speaker.as_ref().is_some_and(|s| s.answers.contains(&address))
                 });
                 assert_eq!(owners.count(), 1, "{address}\n{}", cluster.story.join("\n"));
             }

@@ -9,25 +9,30 @@ use std::{
 };
 
 /// Each crate, where it lies, and the crates of ours that it may import.
-const CRATES: [(&str, &str, &[&str]); 11] = [
+const CRATES: [(&str, &str, &[&str]); 12] = [
     ("crds", "crds", &[]),
     ("config", "config", &["crds"]),
     ("shell", "config/shell", &["config", "crds"]),
-    ("layer2", "speaker/layer2", &[]),
+    ("ownership", "speaker/ownership", &[]),
+    ("layer2", "speaker/layer2", &["ownership"]),
     ("bgp", "speaker/bgp", &[]),
     ("bfd", "speaker/bfd", &[]),
     ("controller", "controller", &["config", "crds", "shell"]),
-    ("speaker", "speaker", &["bfd", "bgp", "config", "crds", "layer2", "shell"]),
+    ("speaker", "speaker", &["bfd", "bgp", "config", "crds", "layer2", "ownership", "shell"]),
     ("apiserver", "cli/apiserver", &["config", "crds"]),
     ("netlab", "cli/netlab", &[]),
-    ("cli", "cli", &["apiserver", "config", "controller", "crds", "netlab", "shell"]),
+    (
+        "cli",
+        "cli",
+        &["apiserver", "config", "controller", "crds", "netlab", "ownership", "shell", "speaker"],
+    ),
 ];
 
 /// Crates without threads, sockets and clocks.
-const PURE: [&str; 5] = ["crds", "config", "layer2", "bgp", "bfd"];
+const PURE: [&str; 6] = ["crds", "config", "ownership", "layer2", "bgp", "bfd"];
 
 /// Crates that know nothing of Kubernetes either.
-const PROTOCOLS: [&str; 3] = ["layer2", "bgp", "bfd"];
+const PROTOCOLS: [&str; 4] = ["ownership", "layer2", "bgp", "bfd"];
 
 /// What gives a crate threads, sockets or a kernel.
 const IMPURE: [&str; 10] = [

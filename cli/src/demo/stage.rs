@@ -191,6 +191,7 @@ impl Stage {
         command.args(["--node-name", &node.name(), "--namespace", NAMESPACE]);
         command.args(["--ml-bindaddr", &v4.to_string(), "--log-level", "info"]);
         command.arg("--ml-secret-key-path").arg(key);
+        command.arg("--run-dir").arg(self.lab.directory().join(format!("run-{}", node.name())));
         node.speaker = Some(node.namespace.spawn("speaker", command)?);
         Ok(())
     }

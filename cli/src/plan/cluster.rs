@@ -15,7 +15,7 @@ use super::{
 /// Objects in one answer.
 const PAGE: u32 = 500;
 
-/// Everything that a controller in `settings.namespace` reads, and of the Secrets only those that
+/// Everything that the daemons in `settings.namespace` read, and of the Secrets only those that
 /// BGPPeers there or `more_secrets` name.
 ///
 /// # Errors
@@ -41,6 +41,7 @@ pub async fn read(
         "/api/v1/nodes".to_owned(),
         "/api/v1/namespaces".to_owned(),
         "/api/v1/services".to_owned(),
+        "/apis/discovery.k8s.io/v1/endpointslices".to_owned(),
     ] {
         list(client, &path, &mut objects).await.with_context(|| format!("reading {path}"))?;
     }

@@ -10,11 +10,12 @@ use config::{Candidate, NodeAddress, ObjectRef, Resources, Rule, ServiceKey};
 use controller::service::{Family, Service};
 use ipnet::IpNet;
 use k8s_openapi::{
-    ByteString,
+    ByteString, Metadata,
     api::{
         core::v1::{self, Namespace, Node, Secret},
         networking::v1::ServiceCIDR,
     },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -50,8 +51,10 @@ static SCHEMAS: LazyLock<Schemas> = LazyLock::new(Schemas::default);
 pub struct Settings {
     /// Where the custom resources live.
     pub namespace: String,
-    /// `--lb-class` of the controller.
+    /// `--lb-class` of the controller and of the speakers.
     pub lb_class: Option<String>,
+    /// `--ignore-exclude-lb` of the speakers.
+    pub ignore_exclude_label: bool,
 }
 
 /// The kinds that the plan is made from.
@@ -64,6 +67,7 @@ pub enum Kind {
     Node,
     Secret,
     ServiceCidr,
+    EndpointSlice,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -101,7 +105,7 @@ impl Input {
         for mut object in objects {
             let kind = match class(object.text("/apiVersion"), object.text("/kind")) {
                 Class::Read(kind) => kind,
-                Class::ForLater => continue,
+                Class::Result => continue,
                 Class::Other => {
                     *input.ignored.entry(object.text("/kind").to_owned()).or_default() += 1;
                     continue;
@@ -230,6 +234,7 @@ impl Input {
                     let ranges = service_ranges(object)?;
                     resources.service_ranges.insert(key.name.clone(), ranges);
                 }
+                Kind::EndpointSlice => {}
             }
         }
         Ok(resources)
@@ -257,6 +262,25 @@ impl Input {
             }
         }
         Ok(services)
+    }
+
+    /// All objects of one kind of Kubernetes itself, with the name and namespace that count.
+    ///
+    /// # Errors
+    /// When one has not the form of its kind.
+    pub fn all<T>(&self, kind: Kind) -> Result<Vec<T>, ReadError>
+    where
+        T: DeserializeOwned + Metadata<Ty = ObjectMeta>,
+    {
+        let all = self.objects.iter().filter(|(key, _)| key.kind == kind);
+        all.map(|(key, object)| {
+            let mut typed: T = typed(object)?;
+            let metadata = typed.metadata_mut();
+            metadata.name = Some(key.name.clone());
+            metadata.namespace = Some(key.namespace.clone()).filter(|name| !name.is_empty());
+            Ok(typed)
+        })
+        .collect()
     }
 
     /// The families of cluster IPs, the primary one first.
@@ -300,8 +324,8 @@ pub fn candidate(kind: &'static str, object: &Object) -> Result<Candidate, Strin
 
 enum Class {
     Read(Kind),
-    /// What the announcements will be planned from.
-    ForLater,
+    /// What the daemons write.
+    Result,
     Other,
 }
 
@@ -313,8 +337,8 @@ fn class(api_version: &str, kind: &str) -> Class {
         ("", "Node") => Class::Read(Kind::Node),
         ("", "Secret") => Class::Read(Kind::Secret),
         ("networking.k8s.io", "ServiceCIDR") => Class::Read(Kind::ServiceCidr),
-        ("discovery.k8s.io", "EndpointSlice") => Class::ForLater,
-        (crds::GROUP, kind) if RESULTS.contains(&kind) => Class::ForLater,
+        ("discovery.k8s.io", "EndpointSlice") => Class::Read(Kind::EndpointSlice),
+        (crds::GROUP, kind) if RESULTS.contains(&kind) => Class::Result,
         (crds::GROUP, kind) => {
             let ours = OURS.iter().find(|(ours, _)| *ours == kind);
             ours.map_or(Class::Other, |(ours, _)| Class::Read(Kind::Ours(ours)))
@@ -327,7 +351,7 @@ fn namespace_of(kind: Kind, object: &Object, settings: &Settings) -> String {
     let default = match kind {
         Kind::Namespace | Kind::Node | Kind::ServiceCidr => return String::new(),
         Kind::Ours(_) | Kind::Secret => &settings.namespace,
-        Kind::Service => DEFAULT_NAMESPACE,
+        Kind::Service | Kind::EndpointSlice => DEFAULT_NAMESPACE,
     };
     let given = Some(object.text("/metadata/namespace")).filter(|given| !given.is_empty());
     given.unwrap_or(default).to_owned()
@@ -381,7 +405,11 @@ mod tests {
     use crate::plan::read::objects;
 
     fn settings() -> Settings {
-        Settings { namespace: "metallb-system".to_owned(), lb_class: None }
+        Settings {
+            namespace: "metallb-system".to_owned(),
+            lb_class: None,
+            ignore_exclude_label: false,
+        }
     }
 
     fn input(yaml: &str) -> Input {
@@ -404,8 +432,8 @@ mod tests {
         let found = input(
             "{apiVersion: apps/v1, kind: Deployment}\n---\n{apiVersion: apps/v1, kind: Deployment}\n\
              ---\n{apiVersion: v1, kind: ConfigMap}\n---\n{apiVersion: metallb.io/v1beta1, kind: \
-             AddressPool, metadata: {name: a}}\n---\n{apiVersion: discovery.k8s.io/v1, kind: \
-             EndpointSlice}\n---\n{apiVersion: metallb.io/v1beta1, kind: ServiceL2Status}\n",
+             AddressPool, metadata: {name: a}}\n---\n{apiVersion: metallb.io/v1beta1, kind: \
+             ServiceL2Status}\n",
         );
         let ignored = [("AddressPool", 1), ("ConfigMap", 1), ("Deployment", 2)];
         assert_eq!(found.ignored, ignored.map(|(kind, count)| (kind.to_owned(), count)).into());

@@ -1,10 +1,11 @@
-//! `berth plan`: what the controller would do with these manifests, with this cluster, or with this
+//! `berth plan`: what the daemons would do with these manifests, with this cluster, or with this
 //! cluster once these manifests are applied to it.
 //!
 //! This file opens files and connections; all else is made of functions without I/O: [`read`]
-//! (octets → objects), [`input`] and [`assumed`] (objects → what the controller reads), [`report`]
-//! (that → the result) and [`print`].
+//! (octets → objects), [`input`] and [`assumed`] (objects → what the daemons read), [`report`] and
+//! [`announce`] (that → the result) and [`print`].
 
+mod announce;
 mod assumed;
 mod cluster;
 mod input;
@@ -29,7 +30,7 @@ use self::{
     input::{Input, Settings},
     print::Colours,
     read::{INPUT_LIMIT, Object},
-    report::Report,
+    report::{Report, Source},
 };
 
 const EXAMPLES: &str = "\
@@ -67,9 +68,14 @@ pub struct Options {
     #[arg(long, short, env = "METALLB_NAMESPACE", default_value = "metallb-system")]
     namespace: String,
 
-    /// As the controller's: only Services of this spec.loadBalancerClass; empty: those without one
+    /// As the daemons': only Services of this spec.loadBalancerClass; empty: those without one
     #[arg(long, default_value = "", hide_default_value = true)]
     lb_class: String,
+
+    /// As the speakers': nodes labelled node.kubernetes.io/exclude-from-external-load-balancers
+    /// announce too
+    #[arg(long)]
+    ignore_exclude_lb: bool,
 
     #[arg(long, short, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -97,6 +103,7 @@ async fn plan(options: &Options) -> Result<Report> {
     let settings = Settings {
         namespace: options.namespace.clone(),
         lb_class: Some(options.lb_class.clone()).filter(|class| !class.is_empty()),
+        ignore_exclude_label: options.ignore_exclude_lb,
     };
     let files = match options.filenames.as_slice() {
         [] => None,
@@ -106,12 +113,14 @@ async fn plan(options: &Options) -> Result<Report> {
         tell_ignored(&files.ignored);
     }
     let mut report = match &files {
-        Some(files) if !options.cluster => report::report(files, &settings, Instant::now())?,
+        Some(files) if !options.cluster => {
+            report::report(files, Source::Files, &settings, Instant::now())?
+        }
         files => {
             let live = live(&settings, files.as_ref()).await?;
             match files {
                 Some(files) => report::report_applied(&live, files, &settings, Instant::now())?,
-                None => report::report(&live, &settings, Instant::now())?,
+                None => report::report(&live, Source::Cluster, &settings, Instant::now())?,
             }
         }
     };

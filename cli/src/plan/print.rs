@@ -1,10 +1,16 @@
 //! A [`Report`] as text: tables for people, JSON for programs.
 
-use std::net::IpAddr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
-use super::report::{Planned, Report, Usage};
+use super::{
+    announce::Announcement,
+    report::{Planned, Report, Usage},
+};
 
 /// Whether the reader is a terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,8 +44,14 @@ pub fn table(report: &Report, colours: Colours) -> String {
             line(YELLOW, "pending", &format!("{named}: {message} ({reason})"));
         }
     }
+    for (named, message, reason) in nowhere(report) {
+        line(YELLOW, "unannounced", &format!("{named}: {message} ({reason})"));
+    }
     if !report.services.is_empty() {
         text.push_str(&services(&report.services));
+    }
+    if !report.announcements.is_empty() {
+        text.push_str(&announcements(&report.announcements));
     }
     if !report.pools.is_empty() {
         text.push_str(&pools(&report.pools));
@@ -73,6 +85,40 @@ fn services(services: &[Planned]) -> String {
                 None => service.change.to_string(),
                 Some(_) => format!("{}, pending", service.change),
             },
+        ]);
+    }
+    format!("{table}\n")
+}
+
+/// The addresses that no node announces, with what the last node looked at says to it.
+fn nowhere(report: &Report) -> Vec<(String, &str, &str)> {
+    let announced: BTreeSet<_> =
+        report.announcements.iter().map(|one| (&one.service, one.address)).collect();
+    let mut nowhere = BTreeMap::new();
+    for one in &report.unannounced {
+        // One without an address is pending, which is said already.
+        let Some(address) = one.address else { continue };
+        if !announced.contains(&(&one.service, address)) {
+            nowhere.insert((&one.service, address), (one.message.as_str(), one.reason));
+        }
+    }
+    let line = |((service, address), (message, reason))| {
+        (format!("Service {service}, address {address}"), message, reason)
+    };
+    nowhere.into_iter().map(line).collect()
+}
+
+fn announcements(announcements: &[Announcement]) -> String {
+    let mut table = Table::new();
+    table.load_style(UTF8_FULL_CONDENSED);
+    table.set_header(["Service", "address", "announced by", "from node", "on interfaces"]);
+    for one in announcements {
+        table.add_row([
+            one.service.clone(),
+            one.address.to_string(),
+            one.protocol.to_owned(),
+            one.node.clone(),
+            one.interfaces.as_ref().map_or_else(|| "any".to_owned(), |names| names.join(", ")),
         ]);
     }
     format!("{table}\n")
@@ -119,7 +165,21 @@ mod tests {
     use controller::plan::Change;
 
     use super::*;
-    use crate::plan::report::{Fault, Pending};
+    use crate::plan::{
+        announce::Unannounced,
+        report::{Fault, Pending},
+    };
+
+    fn unannounced(address: &str, reason: &'static str, message: &str) -> Unannounced {
+        Unannounced {
+            service: "shop/web".to_owned(),
+            address: Some(address.parse().unwrap()),
+            node: Some("n2".to_owned()),
+            protocol: "layer2",
+            reason,
+            message: message.to_owned(),
+        }
+    }
 
     fn report() -> Report {
         let text = str::to_owned;
@@ -158,6 +218,17 @@ mod tests {
                 available_v4: 15,
                 available_v6: 0,
             }],
+            announcements: vec![Announcement {
+                service: text("shop/web"),
+                address: "192.0.2.1".parse().unwrap(),
+                protocol: "layer2",
+                node: text("n1"),
+                interfaces: Some(vec![text("eth0"), text("eth1")]),
+            }],
+            unannounced: vec![
+                unannounced("192.0.2.1", "notOwner", "node \"n1\" answers for it"),
+                unannounced("2001:db8::1", "noEndpoints", "it has no endpoint"),
+            ],
             warnings: vec![text("Service shop/web: beware")],
         }
     }
@@ -167,15 +238,19 @@ mod tests {
         let text = table(&report(), Colours::None);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(
-            lines[..3],
+            lines[..4],
             [
                 "error: BGPPeer metallb-system/tor: spec.myASN: our AS number is missing (NoMyAsn)",
                 "warning: Service shop/web: beware",
                 "pending: Service shop/mail: nothing left (Exhausted)",
+                "unannounced: Service shop/web, address 2001:db8::1: it has no endpoint \
+                 (noEndpoints)",
             ]
         );
         assert_eq!(*lines.last().unwrap(), "1 error; 2 Services, 1 pending");
-        for part in ["shop/web", "192.0.2.1, 2001:db8::1", "v4,v6", "none, pending", "15"] {
+        for part in
+            ["shop/web", "192.0.2.1, 2001:db8::1", "v4,v6", "none, pending", "15", "eth0, eth1"]
+        {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
         assert!(!text.contains('\x1b'));

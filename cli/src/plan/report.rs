@@ -1,6 +1,7 @@
-//! What the controller would do with an [`Input`], as the value that is printed.
+//! What the daemons would do with an [`Input`], as the value that is printed.
 //!
-//! There is no rule here: `Config::parse`, `config::admit` and `controller::plan` decide.
+//! There is no rule here: `Config::parse`, `config::admit`, `controller::plan` and `speaker::plan`
+//! decide.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Instant};
 
@@ -12,6 +13,7 @@ use controller::{
 use serde::{Serialize, Serializer};
 
 use super::{
+    announce::{Announcement, Facts, Unannounced},
     assumed::after_apply,
     input::{Input, Key, Kind, Settings, candidate},
     read::ReadError,
@@ -24,9 +26,20 @@ pub struct Report {
     pub errors: Vec<Fault>,
     pub services: Vec<Planned>,
     pub pools: Vec<Usage>,
+    pub announcements: Vec<Announcement>,
+    pub unannounced: Vec<Unannounced>,
     /// What users should know all the same; for people only.
     #[serde(skip)]
     pub warnings: Vec<String>,
+}
+
+/// Where an input is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Manifests by themselves, in which people leave out what the cluster makes.
+    Files,
+    /// A cluster: what it does not show is not there.
+    Cluster,
 }
 
 /// A rule that an object breaks.
@@ -79,11 +92,17 @@ impl Report {
     }
 }
 
-/// What a controller makes of `input` that starts with it.
+/// What daemons make of `input` that start with it.
 ///
 /// # Errors
 /// When an object of Kubernetes itself has not the form of its kind.
-pub fn report(input: &Input, settings: &Settings, now: Instant) -> Result<Report, ReadError> {
+pub fn report(
+    input: &Input,
+    source: Source,
+    settings: &Settings,
+    now: Instant,
+) -> Result<Report, ReadError> {
+    let facts = Facts::new(input, |_| source == Source::Files)?;
     let resources = input.resources(settings)?;
     let services = input.services(settings)?;
     let mut faults = Vec::new();
@@ -91,7 +110,7 @@ pub fn report(input: &Input, settings: &Settings, now: Instant) -> Result<Report
         let rule = Rule::WrongNamespace(settings.namespace.clone());
         faults.push(Fault::of(key, "metadata.namespace", &rule));
     }
-    Ok(decide(&resources, None, &services, settings, faults, now))
+    Ok(decide(&resources, None, &services, facts, settings, faults, now))
 }
 
 /// What the webhook and the controller of a cluster that is as `live` make of it when `files` are
@@ -138,7 +157,8 @@ pub fn report_applied(
         }
     }
     let services = after.services(settings)?;
-    let mut report = decide(&resources, Some(&in_force), &services, settings, faults, now);
+    let facts = Facts::new(&after, |service| live.get(service).is_none())?;
+    let mut report = decide(&resources, Some(&in_force), &services, facts, settings, faults, now);
     report.warnings.splice(0..0, warnings);
     Ok(report)
 }
@@ -147,6 +167,7 @@ fn decide(
     resources: &Resources,
     last: Option<&Config>,
     services: &BTreeMap<ServiceKey, Service>,
+    facts: Facts,
     settings: &Settings,
     mut faults: Vec<Fault>,
     now: Instant,
@@ -161,6 +182,8 @@ fn decide(
         errors: faults,
         services: Vec::new(),
         pools: usage(&plan),
+        announcements: Vec::new(),
+        unannounced: Vec::new(),
         warnings: Vec::new(),
     };
     for (key, service) in services {
@@ -169,6 +192,11 @@ fn decide(
         let notes = decision.map(|decision| decision.notes.as_slice()).unwrap_or_default();
         report.warnings.extend(notes.iter().map(|note| format!("Service {key}: {note}")));
     }
+    let held = |key: &ServiceKey| {
+        let assignment = plan.decision(key).and_then(|decision| decision.outcome.assignment());
+        assignment.map(|held| held.addresses().to_vec()).unwrap_or_default()
+    };
+    (report.announcements, report.unannounced) = facts.announced(&config, held, settings);
     report
 }
 
@@ -181,6 +209,7 @@ impl Fault {
             Kind::Node => "Node",
             Kind::Secret => "Secret",
             Kind::ServiceCidr => "ServiceCIDR",
+            Kind::EndpointSlice => "EndpointSlice",
         };
         Self {
             kind: kind.to_owned(),
@@ -261,7 +290,11 @@ mod tests {
     use crate::plan::read::objects;
 
     fn settings() -> Settings {
-        Settings { namespace: "metallb-system".to_owned(), lb_class: None }
+        Settings {
+            namespace: "metallb-system".to_owned(),
+            lb_class: None,
+            ignore_exclude_label: false,
+        }
     }
 
     fn input(objects_of: &[Value]) -> Input {
@@ -270,7 +303,7 @@ mod tests {
     }
 
     fn of_files(objects: &[Value]) -> Report {
-        report(&input(objects), &settings(), Instant::now()).unwrap()
+        report(&input(objects), Source::Files, &settings(), Instant::now()).unwrap()
     }
 
     fn applied(live: &[Value], files: &[Value]) -> Report {
@@ -357,12 +390,14 @@ mod tests {
             let all = json!({"apiVersion": "v1", "kind": "List", "items": [
                 service, labelled, of("BGPPeer", "metallb.io/v1beta1", &of_peer),
                 of("L2Advertisement", "metallb.io/v1beta1", &of_pool),
+                of("EndpointSlice", "discovery.k8s.io/v1", &of_pool),
                 of("Node", "v1", &of_peer), of("ServiceCIDR", "networking.k8s.io/v1", &of_pool),
             ]});
             let read = objects("a", all.to_string().as_bytes())
                 .and_then(|objects| Input::new(objects, &settings()));
             if let Ok(input) = read {
-                let _ = report(&input, &settings(), Instant::now());
+                let _ = report(&input, Source::Cluster, &settings(), Instant::now());
+                let _ = report(&input, Source::Files, &settings(), Instant::now());
                 let _ = report_applied(&input, &input, &settings(), Instant::now());
             }
         }
@@ -438,8 +473,131 @@ mod tests {
                     {"name": "v4", "assignedIPv4": 1, "assignedIPv6": 0, "availableIPv4": 0,
                      "availableIPv6": 0},
                 ],
+                "announcements": [],
+                "unannounced": [
+                    {"service": "default/a", "address": "192.0.2.1", "node": null,
+                     "protocol": "layer2", "reason": "noMatchingAdvertisement"},
+                    {"service": "default/b", "address": null, "node": null,
+                     "protocol": "layer2", "reason": "noIPAllocated"},
+                ],
             })
         );
+    }
+
+    fn node(name: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    }
+
+    fn advertisement(spec: Value) -> Value {
+        json!({"apiVersion": "metallb.io/v1beta1", "kind": "L2Advertisement",
+               "metadata": {"name": "all"}, "spec": spec})
+    }
+
+    fn slice(service: &str, node: &str, ready: bool) -> Value {
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+               "metadata": {"name": format!("{service}-x"),
+                            "labels": {"kubernetes.io/service-name": service}},
+               "addressType": "IPv4", "endpoints": [{"addresses": ["10.244.0.1"], "nodeName": node,
+                                                     "conditions": {"ready": ready}}]})
+    }
+
+    /// `service address node`, a line each.
+    fn announced(report: &Report) -> Vec<String> {
+        let line = |one: &Announcement| format!("{} {} {}", one.service, one.address, one.node);
+        report.announcements.iter().map(line).collect()
+    }
+
+    /// `service node reason`, a line each.
+    fn unannounced(report: &Report) -> Vec<String> {
+        let line = |one: &Unannounced| {
+            let node = one.node.as_deref().unwrap_or("-");
+            format!("{} {node} {}", one.service, one.reason)
+        };
+        report.unannounced.iter().map(line).collect()
+    }
+
+    #[test]
+    fn announcements_are_spread_evenly_and_every_node_has_its_reason() {
+        let mut objects = vec![
+            pool("v4", json!({"addresses": ["192.0.2.0/27"]})),
+            advertisement(json!({"interfaces": ["eth1", "eth0"]})),
+        ];
+        objects.extend(["n1", "n2", "n3"].map(node));
+        objects.extend((0..30).map(|number| service(&format!("s{number:02}"), json!({}))));
+        let report = of_files(&objects);
+        assert_eq!((report.announcements.len(), report.unannounced.len()), (30, 60));
+        for node in ["n1", "n2", "n3"] {
+            let share = report.announcements.iter().filter(|one| one.node == node).count();
+            assert_eq!(share, 10, "{node}");
+        }
+        let interfaces = Some(vec!["eth0".to_owned(), "eth1".to_owned()]);
+        assert!(report.announcements.iter().all(|one| one.interfaces == interfaces));
+        assert!(report.unannounced.iter().all(|one| one.reason == "notOwner"));
+    }
+
+    #[test]
+    fn what_is_not_announced_has_a_reason_for_every_node() {
+        let local = json!({"externalTrafficPolicy": "Local"});
+        let mut excluded = node("n2");
+        excluded["metadata"]["labels"] =
+            json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
+        let mut objects = vec![
+            pool("v4", json!({"addresses": ["192.0.2.0/31"]})),
+            advertisement(json!({})),
+            node("n1"),
+            excluded,
+            node("n3"),
+            service("a", local),
+            slice("a", "n1", true),
+            service("b", json!({})),
+            slice("b", "n1", false),
+            service("c", json!({})),
+        ];
+        let report = of_files(&objects);
+        assert_eq!(announced(&report), ["default/a 192.0.2.0 n1"]);
+        assert_eq!(
+            unannounced(&report),
+            [
+                "default/a n2 nodeLabeledExcludeBalancers",
+                "default/a n3 noLocalEndpoints",
+                "default/b n1 noEndpoints",
+                "default/b n2 noEndpoints",
+                "default/b n3 noEndpoints",
+                "default/c n1 noIPAllocated",
+                "default/c n2 noIPAllocated",
+                "default/c n3 noIPAllocated",
+            ]
+        );
+        let overridden = Settings { ignore_exclude_label: true, ..settings() };
+        let report =
+            super::report(&input(&objects), Source::Files, &overridden, Instant::now()).unwrap();
+        assert_eq!(unannounced(&report)[0], "default/a n2 noLocalEndpoints");
+
+        objects.truncate(6);
+        objects.push(service("d", json!({})));
+        objects.push(slice("d", "n3", true));
+        objects[2]["metadata"]["annotations"] = json!({"berth.io/drain": "true"});
+        let report = of_files(&objects);
+        let expected = ["default/a 192.0.2.0 n3", "default/d 192.0.2.1 n3"];
+        assert_eq!(announced(&report), expected, "n1 is drained");
+    }
+
+    #[test]
+    fn services_without_endpoints_are_assumed_to_have_some_where_nobody_can_tell() {
+        let live = [
+            pool("v4", json!({"addresses": ["192.0.2.0/28"]})),
+            advertisement(json!({})),
+            node("n1"),
+            holding("old", "192.0.2.9"),
+        ];
+        assert_eq!(announced(&of_files(&live)), ["default/old 192.0.2.9 n1"]);
+        let alone = report(&input(&live), Source::Cluster, &settings(), Instant::now()).unwrap();
+        assert_eq!(unannounced(&alone), ["default/old n1 noEndpoints"]);
+        let report = applied(&live, &[service("new", json!({}))]);
+        assert_eq!(announced(&report), ["default/new 192.0.2.0 n1"]);
+        assert_eq!(unannounced(&report), ["default/old n1 noEndpoints"]);
+        let told = [service("new", json!({})), slice("new", "n1", false)];
+        assert_eq!(announced(&applied(&live, &told)), [""; 0]);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use k8s_openapi::{
     ByteString,
     api::{
         core::v1::{
-            Node, NodeAddress, NodeCondition, NodeStatus, Secret, Service, ServicePort,
-            ServiceSpec, ServiceStatus,
+            Node, NodeAddress, NodeCondition, NodeSpec, NodeStatus, Secret, Service, ServicePort,
+            ServiceSpec, ServiceStatus, Taint,
         },
         discovery::v1::{Endpoint, EndpointSlice},
         networking::v1::{ServiceCIDR, ServiceCIDRSpec},
@@ -101,13 +101,19 @@ impl From<SlimEndpointSlice> for EndpointSlice {
     }
 }
 
-/// A Node's metadata, conditions and addresses.
+/// A Node's metadata, taints, conditions and addresses.
 #[derive(Debug, Clone, Deserialize, Resource)]
 #[resource(inherit = Node)]
 pub struct SlimNode {
     #[serde(deserialize_with = "slim_metadata")]
     metadata: ObjectMeta,
+    spec: Option<SlimNodeSpec>,
     status: Option<SlimNodeStatus>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct SlimNodeSpec {
+    taints: Option<Vec<Taint>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -123,7 +129,8 @@ impl From<SlimNode> for Node {
             addresses: status.addresses,
             ..NodeStatus::default()
         });
-        Self { metadata: slim.metadata, spec: None, status }
+        let spec = slim.spec.map(|spec| NodeSpec { taints: spec.taints, ..NodeSpec::default() });
+        Self { metadata: slim.metadata, spec, status }
     }
 }
 

@@ -1,14 +1,36 @@
 //! ConfigurationState: where each daemon says whether the configuration can be used.
 
 use crds::{ConfigurationState, ConfigurationStateSpec};
-use k8s_openapi::{apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp};
+use k8s_openapi::{
+    api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::OwnerReference, jiff::Timestamp,
+};
 use kube::{
-    Api,
+    Api, Client, ResourceExt as _,
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 
 use crate::client::{RequestError, request};
+
+/// A daemon's own Pod, as the owner of what is to go with it.
+///
+/// # Errors
+/// Those of the request.
+pub async fn own_pod(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<OwnerReference, RequestError> {
+    let pods = Api::<Pod>::namespaced(client.clone(), namespace);
+    let pod = request(pods.get_metadata(name)).await?;
+    Ok(OwnerReference {
+        api_version: "v1".to_owned(),
+        kind: "Pod".to_owned(),
+        name: name.to_owned(),
+        uid: pod.uid().unwrap_or_default(),
+        ..OwnerReference::default()
+    })
+}
 
 /// Makes the object if there is none and writes its status; a condition whose status does not
 /// change keeps the time of its last transition. `body` is a merge patch whose conditions lack that

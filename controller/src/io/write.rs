@@ -9,7 +9,7 @@ use k8s_openapi::{
 use kube::{Api, Client, Resource, ResourceExt as _};
 use serde_json::{Value, json};
 use shell::{
-    client::{RequestError, patch_status, request},
+    client::{RequestError, patch_status},
     state,
 };
 use tokio::{sync::OnceCell, time::Instant};
@@ -86,17 +86,7 @@ impl Writer {
     /// Our own Pod; without it the ConfigurationState is nobody's.
     async fn owner(&self) -> Option<&OwnerReference> {
         let name = self.pod_name.as_ref()?;
-        let look = async || {
-            let pods = Api::<v1::Pod>::namespaced(self.client.clone(), &self.namespace);
-            let pod = request(pods.get_metadata(name)).await?;
-            Ok::<_, RequestError>(OwnerReference {
-                api_version: "v1".to_owned(),
-                kind: "Pod".to_owned(),
-                name: name.clone(),
-                uid: pod.uid().unwrap_or_default(),
-                ..OwnerReference::default()
-            })
-        };
+        let look = || state::own_pod(&self.client, &self.namespace, name);
         let found = self.pod.get_or_try_init(look).await;
         found.inspect_err(|error| debug!(%error, name, "our own Pod")).ok()
     }

@@ -1,10 +1,10 @@
-//! The Ethernet header around ARP and NDP, and the reasons for leaving a frame alone.
+//! The Ethernet header around ARP and NDP, and the reasons why nothing comes of a frame.
 
 use pnet::packet::Packet;
 use pnet::packet::ethernet::{EtherType, EthernetPacket, MutableEthernetPacket};
 use pnet::util::MacAddr;
 
-/// Why a frame was not answered.
+/// Why nothing came of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ignored {
     /// It came from an interface that the announcer has not been told of, or that is down.
@@ -13,28 +13,36 @@ pub enum Ignored {
     Truncated,
     /// Neither ARP nor IPv6.
     OtherProtocol,
+    /// Sent from a group address or from none.
+    NoStation,
     /// Addressed to another station.
     OtherDestination,
     /// Sent by this node.
     OwnFrame,
-    /// ARP about something else than IPv4 on Ethernet, or from a sender that cannot be answered.
+    /// ARP about something else than IPv4 on Ethernet, with another operation than a request or a
+    /// reply, or from a sender that cannot be answered.
     MalformedArp,
-    /// An ARP reply or announcement: nothing is asked.
-    NoRequest,
-    /// IPv6, but no neighbor solicitation.
-    NoSolicitation,
-    /// A neighbor solicitation that came over a router (RFC 4861 section 7.1.1: hop limit not 255).
+    /// IPv6, but neither a neighbor solicitation nor an advertisement.
+    NoNeighborDiscovery,
+    /// Neighbor discovery that came over a router (RFC 4861 section 7.1: hop limit not 255).
     HopLimit,
-    /// A neighbor solicitation with a wrong checksum.
+    /// Neighbor discovery with a wrong checksum.
     Checksum,
     /// A neighbor solicitation that breaks another rule of RFC 4861 section 7.1.1.
     MalformedSolicitation,
-    /// About an address that this node does not own.
+    /// A neighbor advertisement that breaks another rule of RFC 4861 section 7.1.2.
+    MalformedAdvertisement,
+    /// A request for an address that this node does not own.
     NotOwned,
-    /// About an address that this node owns, but does not announce on that interface.
+    /// About an address that this node owns or asks for, but not on that interface.
     NotHere,
     /// More requests than are answered, from this source or from all.
     RateLimited,
+    /// A reply or an announcement for an address that this node neither owns nor asks for.
+    Unheeded,
+    /// What a station says of an owned address, or has said already of one that is asked for, more
+    /// often than it is reported.
+    HeardTooOften,
 }
 
 /// A frame with its header read.
@@ -47,6 +55,9 @@ pub(crate) struct Frame<'a> {
 
 pub(crate) fn decode(frame: &[u8]) -> Result<Frame<'_>, Ignored> {
     let header = EthernetPacket::new(frame).ok_or(Ignored::Truncated)?;
+    if !is_station(header.get_source()) {
+        return Err(Ignored::NoStation);
+    }
     Ok(Frame {
         destination: header.get_destination(),
         source: header.get_source(),

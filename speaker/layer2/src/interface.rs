@@ -37,6 +37,11 @@ impl Interface {
     pub(crate) fn speaks(&self) -> bool {
         self.up && self.arp
     }
+
+    /// Whether one of its subnets holds an address.
+    pub(crate) fn holds(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(&address))
+    }
 }
 
 /// The interfaces on which an address is announced.
@@ -49,21 +54,24 @@ pub enum InterfaceMatch {
 }
 
 impl InterfaceMatch {
-    /// The interfaces among `interfaces` that speak for `address` now. A subnet decides even while
-    /// its interface is down: an address must not wander to a foreign segment with the carrier.
-    pub(crate) fn select<'a>(
-        &'a self,
+    /// The interfaces among `interfaces` on which `address` is announced now. A subnet decides even
+    /// while its interface is down: an address must not wander to a foreign segment with the
+    /// carrier. A link-local address means another station on every link, so it is announced nowhere.
+    pub(crate) fn places<'a>(
+        &self,
         address: IpAddr,
         interfaces: impl Iterator<Item = &'a Interface> + Clone,
     ) -> impl Iterator<Item = &'a Interface> {
-        let holds = move |interface: &Interface| {
-            interface.networks.iter().any(|network| network.contains(&address))
+        let nowhere = match address {
+            IpAddr::V4(_) => false,
+            IpAddr::V6(address) => address.is_unicast_link_local(),
         };
-        let anywhere = !interfaces.clone().any(holds);
+        let anywhere = !interfaces.clone().any(|interface| interface.holds(address));
         interfaces.filter(move |interface| {
             interface.speaks()
+                && !nowhere
                 && match self {
-                    Self::All => anywhere || holds(interface),
+                    Self::All => anywhere || interface.holds(address),
                     Self::Only(names) => names.contains(&interface.name),
                 }
         })

@@ -1,25 +1,21 @@
-//! Layer 2: which node answers for an address on a segment, and the frames with which it does so.
+//! Layer 2: the frames with which a node answers for an address on a segment.
 //!
-//! Two cores that meet in the caller: [`Ownership`] agrees with its peers who owns an address,
-//! [`Announcer`] speaks ARP and NDP for the addresses owned. Neither has a socket, a thread or a
-//! clock: both take events with the time they happened at and return actions, and say by
-//! `poll_timeout` when they want to be woken.
+//! [`Announcer`] speaks ARP and NDP for the addresses that it is told this node owns, and asks the
+//! segment who has one. It has no socket, no thread and no clock: it takes events with the time they
+//! happened at, returns actions, and says by `poll_timeout` when it wants to be woken.
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 pub mod announcer;
 pub mod interface;
-pub mod ownership;
 
 mod arp;
 mod ethernet;
-mod message;
 mod ndp;
 mod pace;
 
-pub use announcer::Announcer;
+pub use announcer::{Announcer, AnnouncerSettings};
 pub use interface::{Interface, InterfaceIndex, InterfaceMatch};
-pub use ownership::{Candidates, NodeName, Ownership, OwnershipConfig};
 
 #[cfg(test)]
 mod tests {

@@ -1,37 +1,22 @@
-//! Heartbeats between speakers: one UDP socket, and the seal around what is sent on it.
+//! Heartbeats between speakers: one UDP socket, and the keys to what is sent on it.
 //!
-//! What the datagrams say is `layer2::Ownership`'s matter. [`Seal`] is pure: it makes sure that a
-//! datagram is from the node that it names, whole and new. RFC 8439 (ChaCha20-Poly1305), RFC 5869
-//! (HKDF), RFC 4303 section 3.4.3 (the replay window).
-//!
-//! A datagram, integers in network order:
-//!
-//! | octets | |
-//! |---|---|
-//! | 4 | `bth` and the version, 1 |
-//! | 1 | 0 plain, 1 sealed |
-//! | 16 | the sender's boot: incarnation, random number |
-//! | 8 | sequence number, from 1 in each boot |
-//! | 1 + n | length of the sender's node name, and the name |
-//! | the rest | the payload; sealed: encrypted, then a tag of 16 octets over all of the datagram |
-//!
-//! The key is one of the sender and its boot: HKDF-SHA256 of the shared secret. So the sequence number
-//! alone is a nonce that is never used twice under a key, over any restart.
+//! What the datagrams say is `ownership`'s matter; [`seal`] makes sure who says it.
+
+pub mod seal;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use layer2::NodeName;
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use ring::hkdf::{HKDF_SHA256, Prk, Salt};
+use ownership::NodeName;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::packet;
+use self::seal::{Refusal, Seal};
 use super::tcp::CLASS_SELECTOR_6;
+use super::{clock, packet};
 
 /// The other speakers' node addresses.
 pub type Peers = BTreeMap<NodeName, BTreeSet<IpAddr>>;
@@ -58,7 +43,7 @@ impl fmt::Debug for Secret {
 
 /// The secrets that the speakers share. To change one without a gap: give the new one to all
 /// speakers as `previous`, then swap the two, then take the old one away.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Keys {
     /// What this speaker seals with.
     pub current: Secret,
@@ -80,6 +65,50 @@ impl Keys {
     }
 }
 
+/// The mounted Secret, looked at again and again: the kubelet replaces its files when it changes.
+#[derive(Debug)]
+pub struct KeyFiles {
+    path: PathBuf,
+    last: Option<Keys>,
+    error: Option<String>,
+}
+
+impl KeyFiles {
+    /// With what they hold now.
+    ///
+    /// # Errors
+    /// Those of [`Keys::read`].
+    pub fn open(path: PathBuf) -> io::Result<Self> {
+        let last = Keys::read(&path)?;
+        Ok(Self { path, last, error: None })
+    }
+
+    /// The keys found last.
+    pub fn keys(&self) -> Option<&Keys> {
+        self.last.as_ref()
+    }
+
+    /// Other keys than before, if there are. Those before stay when the files are gone.
+    ///
+    /// # Errors
+    /// Those of [`Keys::read`], each once.
+    pub fn changed(&mut self) -> io::Result<Option<Keys>> {
+        let read = Keys::read(&self.path);
+        let error = read.as_ref().err().map(ToString::to_string);
+        let news = error != self.error;
+        self.error = error;
+        match read {
+            Err(error) if news => Err(error),
+            Err(_) | Ok(None) => Ok(None),
+            Ok(keys) if keys == self.last => Ok(None),
+            Ok(keys) => {
+                self.last.clone_from(&keys);
+                Ok(keys)
+            }
+        }
+    }
+}
+
 fn read_secret(path: &Path) -> io::Result<Option<Secret>> {
     let failed = |kind, text: String| io::Error::new(kind, format!("{}: {text}", path.display()));
     match std::fs::read(path) {
@@ -92,14 +121,6 @@ fn read_secret(path: &Path) -> io::Result<Option<Secret>> {
     }
 }
 
-/// Which life of a speaker a datagram is from; a later life is greater. `random` keeps the keys of
-/// two lives apart even when a clock that was set back gave them the same incarnation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Boot {
-    pub incarnation: u64,
-    pub random: u64,
-}
-
 /// What arrived on the socket.
 #[derive(Debug)]
 pub enum Received<'a> {
@@ -108,21 +129,17 @@ pub enum Received<'a> {
     Datagram { from: &'a str, payload: &'a [u8] },
 }
 
-/// Why a datagram was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Refusal {
-    #[error("it is not a heartbeat of this version")]
-    Malformed,
-    #[error("its source is no address of the node that it names, or that node is no speaker")]
-    Stranger,
-    #[error("it is not sealed, and this speaker has a secret key")]
-    Plain,
-    #[error("it is sealed, and this speaker has no secret key")]
-    Sealed,
-    #[error("it is sealed with another secret key, or was changed on the way")]
-    WrongKey,
-    #[error("it has been received before, or is from an earlier life of that speaker")]
-    Replayed,
+/// What was counted since the speaker started.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Datagrams sent.
+    pub sent: u64,
+    /// Datagrams that the kernel did not take, or for which there was no address.
+    pub unsent: u64,
+    /// Datagrams that were believed.
+    pub received: u64,
+    /// Datagrams that were not.
+    pub refused: BTreeMap<Refusal, u64>,
 }
 
 /// The heartbeat socket; never blocks.
@@ -131,6 +148,7 @@ pub struct Heartbeat {
     socket: UdpSocket,
     address: SocketAddr,
     seal: Seal,
+    counters: Counters,
 }
 
 impl Heartbeat {
@@ -151,12 +169,25 @@ impl Heartbeat {
         socket.bind(&address.into()).map_err(failed)?;
         let socket = UdpSocket::from(socket);
         let address = socket.local_addr().map_err(failed)?;
-        Ok(Self { socket, address, seal })
+        Ok(Self { socket, address, seal, counters: Counters::default() })
     }
 
     /// Datagrams of all others are refused before anything is computed.
     pub fn set_peers(&mut self, peers: Peers) {
         self.seal.set_peers(peers);
+    }
+
+    pub fn has_peers(&self) -> bool {
+        !self.seal.peers().is_empty()
+    }
+
+    /// What is sealed from now on, and opened.
+    pub fn set_keys(&mut self, keys: &Keys) {
+        self.seal.set_keys(keys);
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
     }
 
     /// Sends to a node: to `address`, or if this socket has no such family to its first address of
@@ -165,10 +196,18 @@ impl Heartbeat {
     /// # Errors
     /// When there is no way there, or `AddrNotAvailable` if the node has no address of the family.
     pub fn send(&mut self, to: &str, address: IpAddr, payload: &[u8]) -> io::Result<()> {
+        let result = self.try_send(to, address, payload);
+        let counter =
+            if result.is_ok() { &mut self.counters.sent } else { &mut self.counters.unsent };
+        *counter += 1;
+        result
+    }
+
+    fn try_send(&mut self, to: &str, address: IpAddr, payload: &[u8]) -> io::Result<()> {
         let fits = |candidate: &IpAddr| candidate.is_ipv4() == self.address.is_ipv4();
         let address = Some(address)
             .filter(fits)
-            .or_else(|| self.seal.peers.get(to)?.iter().copied().find(fits))
+            .or_else(|| self.seal.peers().get(to)?.iter().copied().find(fits))
             .ok_or_else(|| {
                 let family = if self.address.is_ipv4() { "IPv4" } else { "IPv6" };
                 let message = format!("node {to} has no {family} address");
@@ -185,9 +224,16 @@ impl Heartbeat {
     pub fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> io::Result<Received<'b>> {
         match self.socket.recv_from(buffer) {
             Ok((length, source)) => {
-                match self.seal.open(source.ip().to_canonical(), &mut buffer[..length]) {
-                    Ok((from, payload)) => Ok(Received::Datagram { from, payload }),
-                    Err(reason) => Ok(Received::Refused { source, reason }),
+                let from = source.ip().to_canonical();
+                match self.seal.open(from, &mut buffer[..length], clock::now()) {
+                    Ok((from, payload)) => {
+                        self.counters.received += 1;
+                        Ok(Received::Datagram { from, payload })
+                    }
+                    Err(reason) => {
+                        *self.counters.refused.entry(reason).or_default() += 1;
+                        Ok(Received::Refused { source, reason })
+                    }
                 }
             }
             Err(error) if packet::would_block(&error) => Ok(Received::Nothing),
@@ -207,398 +253,10 @@ impl AsFd for Heartbeat {
     }
 }
 
-/// Seals what this node sends and opens what its peers sent.
-#[derive(Debug)]
-pub struct Seal {
-    me: NodeName,
-    boot: Boot,
-    sequence: u64,
-    ring: Option<KeyRing>,
-    peers: Peers,
-    heard: BTreeMap<NodeName, Heard>,
-}
-
-#[derive(Debug)]
-struct KeyRing {
-    sealing: LessSafeKey,
-    /// What the keys of others are made of: the current secret, then the previous one.
-    opening: Vec<Prk>,
-}
-
-/// The last life heard of a peer.
-#[derive(Debug)]
-struct Heard {
-    boot: Boot,
-    key: LessSafeKey,
-    window: Window,
-}
-
-impl Seal {
-    /// Without keys nothing is sealed and everything is believed that comes from a peer's address.
-    /// A name longer than 255 octets, which Kubernetes does not allow, is cut.
-    pub fn new(me: NodeName, boot: Boot, keys: Option<&Keys>) -> Self {
-        let ring = keys.map(|keys| {
-            let secrets = std::iter::once(&keys.current).chain(&keys.previous);
-            let salt = Salt::new(HKDF_SHA256, b"berth heartbeat v1");
-            let opening: Vec<_> = secrets.map(|secret| salt.extract(secret.as_bytes())).collect();
-            KeyRing { sealing: derive(&opening[0], &me, boot), opening }
-        });
-        Self { me, boot, sequence: 0, ring, peers: Peers::new(), heard: BTreeMap::new() }
-    }
-
-    pub fn set_peers(&mut self, peers: Peers) {
-        self.heard.retain(|name, _| peers.contains_key(name));
-        self.peers = peers;
-    }
-
-    /// The datagram that carries `payload`.
-    pub fn seal(&mut self, payload: &[u8]) -> Vec<u8> {
-        self.sequence += 1;
-        let form = if self.ring.is_some() { Form::Sealed } else { Form::Plain };
-        let mut datagram = Header::encode(form, self.boot, self.sequence, &self.me);
-        let Some(ring) = &self.ring else {
-            datagram.extend_from_slice(payload);
-            return datagram;
-        };
-        let mut body = payload.to_vec();
-        ring.sealing
-            .seal_in_place_append_tag(nonce(self.sequence), Aad::from(&datagram), &mut body)
-            .expect("a datagram is shorter than the 256 GiB that the cipher allows");
-        datagram.append(&mut body);
-        datagram
-    }
-
-    /// The sender and the payload of a datagram from `source`, which it decrypts in place.
-    ///
-    /// # Errors
-    /// Why it must not be believed. Nothing is remembered of such a datagram.
-    pub fn open<'a>(
-        &mut self,
-        source: IpAddr,
-        datagram: &'a mut [u8],
-    ) -> Result<(&'a str, &'a [u8]), Refusal> {
-        let length = Header::length(datagram).ok_or(Refusal::Malformed)?;
-        let (head, body) = datagram.split_at_mut_checked(length).ok_or(Refusal::Malformed)?;
-        let head: &'a [u8] = head;
-        let header = Header::decode(head).ok_or(Refusal::Malformed)?;
-        let (name, addresses) = self.peers.get_key_value(header.name).ok_or(Refusal::Stranger)?;
-        if !addresses.contains(&source) {
-            return Err(Refusal::Stranger);
-        }
-        match (&self.ring, header.form) {
-            (None, Form::Plain) => Ok((header.name, body)),
-            (None, Form::Sealed) => Err(Refusal::Sealed),
-            (Some(_), Form::Plain) => Err(Refusal::Plain),
-            (Some(ring), Form::Sealed) => {
-                let heard = self.heard.get_mut(name);
-                match heard.map(|heard| (header.boot.cmp(&heard.boot), heard)) {
-                    Some((std::cmp::Ordering::Less, _)) => Err(Refusal::Replayed),
-                    Some((std::cmp::Ordering::Equal, heard)) => {
-                        if !heard.window.admits(header.sequence) {
-                            return Err(Refusal::Replayed);
-                        }
-                        let payload = unseal(&heard.key, header.sequence, head, body)?;
-                        heard.window.note(header.sequence);
-                        Ok((header.name, payload))
-                    }
-                    Some((std::cmp::Ordering::Greater, _)) | None => {
-                        let key = ring
-                            .opening
-                            .iter()
-                            .map(|secret| derive(secret, header.name, header.boot))
-                            .find(|key| {
-                                // A key that does not fit leaves nothing of what it is tried on.
-                                unseal(key, header.sequence, head, &mut body.to_vec()).is_ok()
-                            })
-                            .ok_or(Refusal::WrongKey)?;
-                        let payload = unseal(&key, header.sequence, head, body)?;
-                        let mut window = Window::default();
-                        window.note(header.sequence);
-                        let heard = Heard { boot: header.boot, key, window };
-                        self.heard.insert(name.clone(), heard);
-                        Ok((header.name, payload))
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn derive(secret: &Prk, name: &str, boot: Boot) -> LessSafeKey {
-    let info = [
-        &boot.incarnation.to_be_bytes()[..],
-        &boot.random.to_be_bytes(),
-        // Last, so that no name runs into what follows.
-        name.as_bytes(),
-    ];
-    let key = secret.expand(&info, &CHACHA20_POLY1305).expect("32 octets are within HKDF's reach");
-    LessSafeKey::new(UnboundKey::from(key))
-}
-
-fn unseal<'a>(
-    key: &LessSafeKey,
-    sequence: u64,
-    head: &[u8],
-    body: &'a mut [u8],
-) -> Result<&'a [u8], Refusal> {
-    match key.open_in_place(nonce(sequence), Aad::from(head), body) {
-        Ok(payload) => Ok(payload),
-        Err(ring::error::Unspecified) => Err(Refusal::WrongKey),
-    }
-}
-
-fn nonce(sequence: u64) -> Nonce {
-    let mut octets = [0; 12];
-    octets[4..].copy_from_slice(&sequence.to_be_bytes());
-    Nonce::assume_unique_for_key(octets)
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Plain,
-    Sealed,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Header<'a> {
-    form: Form,
-    boot: Boot,
-    sequence: u64,
-    name: &'a str,
-}
-
-const MAGIC: [u8; 4] = *b"bth\x01";
-const BEFORE_NAME: usize = MAGIC.len() + 1 + 16 + 8 + 1;
-
-impl<'a> Header<'a> {
-    fn encode(form: Form, boot: Boot, sequence: u64, name: &str) -> Vec<u8> {
-        let name = &name.as_bytes()[..name.len().min(u8::MAX.into())];
-        let mut header = Vec::with_capacity(BEFORE_NAME + name.len());
-        header.extend(MAGIC);
-        header.push(match form {
-            Form::Plain => 0,
-            Form::Sealed => 1,
-        });
-        header.extend(boot.incarnation.to_be_bytes());
-        header.extend(boot.random.to_be_bytes());
-        header.extend(sequence.to_be_bytes());
-        header.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
-        header.extend(name);
-        header
-    }
-
-    /// How long the header of a datagram is.
-    fn length(datagram: &[u8]) -> Option<usize> {
-        let name = datagram.get(BEFORE_NAME - 1)?;
-        Some(BEFORE_NAME + usize::from(*name))
-    }
-
-    /// `None` if it is not a whole header of this version.
-    fn decode(header: &'a [u8]) -> Option<Self> {
-        let (magic, rest) = header.split_first_chunk()?;
-        if *magic != MAGIC {
-            return None;
-        }
-        let (form, rest) = rest.split_first()?;
-        let form = match form {
-            0 => Form::Plain,
-            1 => Form::Sealed,
-            _ => return None,
-        };
-        let (incarnation, rest) = rest.split_first_chunk()?;
-        let (random, rest) = rest.split_first_chunk()?;
-        let (sequence, rest) = rest.split_first_chunk()?;
-        let (_, name) = rest.split_first()?;
-        Some(Self {
-            form,
-            boot: Boot {
-                incarnation: u64::from_be_bytes(*incarnation),
-                random: u64::from_be_bytes(*random),
-            },
-            sequence: u64::from_be_bytes(*sequence),
-            name: std::str::from_utf8(name).ok()?,
-        })
-    }
-}
-
-/// Which of the last sequence numbers have been seen; older ones count as seen.
-#[derive(Debug, Default)]
-struct Window {
-    highest: u64,
-    /// Bit n: `highest - n`.
-    seen: u128,
-}
-
-impl Window {
-    fn admits(&self, sequence: u64) -> bool {
-        match self.highest.checked_sub(sequence) {
-            None => true,
-            Some(age) => age < u128::BITS.into() && self.seen & (1 << age) == 0,
-        }
-    }
-
-    fn note(&mut self, sequence: u64) {
-        match self.highest.checked_sub(sequence) {
-            None => {
-                let ahead = u32::try_from(sequence - self.highest).unwrap_or(u32::MAX);
-                self.seen = self.seen.checked_shl(ahead).unwrap_or(0) | 1;
-                self.highest = sequence;
-            }
-            Some(age) if age < u128::BITS.into() => self.seen |= 1 << age,
-            Some(_) => {}
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::seal::Boot;
     use super::*;
-    use proptest::prelude::*;
-
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
-
-    fn keys(current: &str, previous: Option<&str>) -> Keys {
-        let secret = |text: &str| Secret::new(text.as_bytes().to_vec());
-        Keys { current: secret(current), previous: previous.map(secret) }
-    }
-
-    fn seal(name: &str, incarnation: u64, keys: Option<&Keys>) -> Seal {
-        let boot = Boot { incarnation, random: 7 };
-        let mut seal = Seal::new(name.into(), boot, keys);
-        seal.set_peers(BTreeMap::from([
-            ("a".into(), BTreeSet::from([A])),
-            ("b".into(), BTreeSet::from([B])),
-        ]));
-        seal
-    }
-
-    fn open(
-        seal: &mut Seal,
-        source: IpAddr,
-        datagram: &[u8],
-    ) -> Result<(String, Vec<u8>), Refusal> {
-        let mut datagram = datagram.to_vec();
-        seal.open(source, &mut datagram).map(|(from, payload)| (from.to_owned(), payload.to_vec()))
-    }
-
-    fn from_a(payload: &[u8]) -> Result<(String, Vec<u8>), Refusal> {
-        Ok(("a".to_owned(), payload.to_vec()))
-    }
-
-    #[test]
-    fn what_a_node_seals_its_peer_opens() {
-        let keys = keys("secret", None);
-        let (mut a, mut b) = (seal("a", 1, Some(&keys)), seal("b", 1, Some(&keys)));
-        for payload in [&b"beat"[..], b"", &[0xff; 1200]] {
-            let datagram = a.seal(payload);
-            assert!(payload.is_empty() || !datagram.windows(payload.len()).any(|w| w == payload));
-            assert_eq!(open(&mut b, A, &datagram), from_a(payload));
-        }
-    }
-
-    #[test]
-    fn every_changed_bit_is_noticed() {
-        let keys = keys("secret", None);
-        let datagram = seal("a", 1, Some(&keys)).seal(b"beat");
-        for bit in 0..datagram.len() * 8 {
-            let mut changed = datagram.clone();
-            changed[bit / 8] ^= 1 << (bit % 8);
-            let mut b = seal("b", 1, Some(&keys));
-            open(&mut b, A, &changed).unwrap_err();
-            // And it leaves no trace that would keep the true one out.
-            assert_eq!(open(&mut b, A, &datagram), from_a(b"beat"), "bit {bit}");
-        }
-        for length in 0..datagram.len() {
-            open(&mut seal("b", 1, Some(&keys)), A, &datagram[..length]).unwrap_err();
-        }
-    }
-
-    #[test]
-    fn a_datagram_counts_once_and_late_ones_count() {
-        let keys = keys("secret", None);
-        let (mut a, mut b) = (seal("a", 1, Some(&keys)), seal("b", 1, Some(&keys)));
-        let datagrams: Vec<_> = (0..200).map(|_| a.seal(b"beat")).collect();
-        assert_eq!(open(&mut b, A, &datagrams[150]), from_a(b"beat"));
-        assert_eq!(open(&mut b, A, &datagrams[150]), Err(Refusal::Replayed));
-        assert_eq!(open(&mut b, A, &datagrams[149]), from_a(b"beat"));
-        assert_eq!(open(&mut b, A, &datagrams[149]), Err(Refusal::Replayed));
-        assert_eq!(open(&mut b, A, &datagrams[150 - 127]), from_a(b"beat"));
-        assert_eq!(open(&mut b, A, &datagrams[150 - 128]), Err(Refusal::Replayed));
-        assert_eq!(open(&mut b, A, &datagrams[199]), from_a(b"beat"));
-        assert_eq!(open(&mut b, A, &datagrams[150]), Err(Refusal::Replayed));
-    }
-
-    #[test]
-    fn a_new_life_ends_the_one_before() {
-        let keys = keys("secret", None);
-        let mut b = seal("b", 1, Some(&keys));
-        let (mut first, mut second) = (seal("a", 1, Some(&keys)), seal("a", 2, Some(&keys)));
-        assert_eq!(open(&mut b, A, &first.seal(b"one")), from_a(b"one"));
-        assert_eq!(open(&mut b, A, &second.seal(b"two")), from_a(b"two"));
-        assert_eq!(open(&mut b, A, &first.seal(b"one")), Err(Refusal::Replayed));
-        assert_eq!(open(&mut b, A, &second.seal(b"two")), from_a(b"two"));
-    }
-
-    #[test]
-    fn only_nodes_that_are_peers_are_heard_and_only_from_their_addresses() {
-        let keys = keys("secret", None);
-        let (mut a, mut b) = (seal("a", 1, Some(&keys)), seal("b", 1, Some(&keys)));
-        assert_eq!(open(&mut b, B, &a.seal(b"beat")), Err(Refusal::Stranger));
-        let mut c = seal("c", 1, Some(&keys));
-        assert_eq!(open(&mut b, A, &c.seal(b"beat")), Err(Refusal::Stranger));
-        b.set_peers(Peers::new());
-        assert_eq!(open(&mut b, A, &a.seal(b"beat")), Err(Refusal::Stranger));
-    }
-
-    #[test]
-    fn both_sides_need_the_same_secret_or_none() {
-        let one = keys("one", None);
-        let two = keys("two", None);
-        for (ours, theirs, expected) in [
-            (None, None, from_a(b"beat")),
-            (Some(&one), Some(&one), from_a(b"beat")),
-            (Some(&one), Some(&two), Err(Refusal::WrongKey)),
-            (Some(&one), None, Err(Refusal::Plain)),
-            (None, Some(&one), Err(Refusal::Sealed)),
-        ] {
-            let datagram = seal("a", 1, theirs).seal(b"beat");
-            assert_eq!(open(&mut seal("b", 1, ours), A, &datagram), expected);
-        }
-    }
-
-    #[test]
-    fn a_secret_is_changed_in_three_steps_without_a_gap() {
-        let steps = [
-            keys("old", None),
-            keys("old", Some("new")),
-            keys("new", Some("old")),
-            keys("new", None),
-        ];
-        for pair in steps.windows(2) {
-            for (ours, theirs) in [(&pair[0], &pair[1]), (&pair[1], &pair[0])] {
-                let datagram = seal("a", 1, Some(theirs)).seal(b"beat");
-                assert_eq!(open(&mut seal("b", 1, Some(ours)), A, &datagram), from_a(b"beat"));
-            }
-        }
-    }
-
-    #[test]
-    fn a_key_belongs_to_one_sender_and_one_life() {
-        let keys = keys("secret", None);
-        let datagram = |name, incarnation, random| {
-            let boot = Boot { incarnation, random };
-            let mut seal = Seal::new(Into::into(name), boot, Some(&keys));
-            seal.seal(b"beat").split_off(BEFORE_NAME + 1)
-        };
-        let bodies = BTreeSet::from([
-            datagram("a", 1, 7),
-            datagram("b", 1, 7),
-            datagram("a", 2, 7),
-            datagram("a", 1, 8),
-        ]);
-        assert_eq!(bodies.len(), 4);
-    }
 
     #[test]
     fn a_secret_is_read_from_its_files_and_an_empty_one_is_named() {
@@ -617,8 +275,31 @@ mod tests {
     }
 
     #[test]
+    fn files_of_keys_are_read_when_they_change() {
+        let directory = std::env::temp_dir().join(format!("berth-changed-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).unwrap();
+        let mut files = KeyFiles::open(directory.clone()).unwrap();
+        assert_eq!((files.keys().cloned(), files.changed().unwrap()), (None, None));
+        write("secretkey", "one");
+        let one = Keys { current: Secret::new(b"one".to_vec()), previous: None };
+        assert_eq!(files.changed().unwrap().as_ref(), Some(&one));
+        assert_eq!((files.keys().cloned(), files.changed().unwrap()), (Some(one.clone()), None));
+        write("secretkey-previous", "two");
+        let both = Keys { previous: Some(Secret::new(b"two".to_vec())), ..one };
+        assert_eq!(files.changed().unwrap(), Some(both.clone()));
+        write("secretkey", "");
+        files.changed().unwrap_err();
+        assert_eq!(files.changed().unwrap(), None, "an error is told once");
+        std::fs::remove_dir_all(&directory).unwrap();
+        assert_eq!((files.changed().unwrap(), files.keys()), (None, Some(&both)));
+    }
+
+    #[test]
     fn a_socket_sends_in_its_own_family() {
-        let local = |address: &str| Heartbeat::bind(address.parse().unwrap(), seal("a", 1, None));
+        const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+        let seal = || Seal::new("a".into(), Boot { incarnation: 1, random: 7 }, None);
+        let local = |address: &str| Heartbeat::bind(address.parse().unwrap(), seal());
         let mut six = local("[::1]:0").unwrap();
         let own = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
         six.set_peers(BTreeMap::from([("a".into(), BTreeSet::from([A, own]))]));
@@ -632,27 +313,5 @@ mod tests {
         six.set_peers(BTreeMap::from([("a".into(), BTreeSet::from([A]))]));
         let error = six.send("a", A, b"beat").unwrap_err().to_string();
         assert!(error.contains("node a has no IPv6 address"), "{error}");
-    }
-
-    proptest! {
-        #[test]
-        fn arbitrary_datagrams_are_refused(datagram: Vec<u8>) {
-            let keys = keys("secret", None);
-            prop_assert!(open(&mut seal("b", 1, Some(&keys)), A, &datagram).is_err());
-        }
-
-        #[test]
-        fn the_window_is_the_set_of_what_was_seen(sequences in prop::collection::vec(1_u64..400, 0..300)) {
-            let (mut window, mut seen) = (Window::default(), BTreeSet::new());
-            for sequence in sequences {
-                let oldest = seen.last().map_or(0, |highest: &u64| highest.saturating_sub(127));
-                let new = sequence >= oldest && !seen.contains(&sequence);
-                prop_assert_eq!(window.admits(sequence), new);
-                if new {
-                    window.note(sequence);
-                    seen.insert(sequence);
-                }
-            }
-        }
     }
 }

@@ -1,5 +1,7 @@
-//! The interfaces of this node and their addresses, from netlink events (rtnetlink(7)). It leaves
-//! out what must not answer for an address; which of the rest does is `layer2`'s matter.
+//! The interfaces of this node, their addresses and gateways, from netlink events (rtnetlink(7)). It
+//! leaves out what must not answer for an address; which of the rest does is `layer2`'s matter.
+
+mod gateways;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,15 +15,18 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use layer2::{Interface, InterfaceIndex};
 use regex_lite::Regex;
-use rtnetlink::packet_core::NetlinkPayload;
+use rtnetlink::packet_core::{NLM_F_REPLACE, NetlinkPayload};
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::{Handle, MulticastGroup};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, warn};
+
+use self::gateways::{Family, Gateways, Novelty};
 
 /// The interfaces that never answer for an address, by name.
 #[derive(Debug, Clone)]
@@ -149,6 +154,8 @@ async fn follow(
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv6Ifaddr,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
     ])?;
     let _connection = AbortOnDropHandle::new(tokio::spawn(connection));
     loop {
@@ -165,7 +172,13 @@ async fn follow(
             let mut overrun = false;
             while let Some(message) = next {
                 let (message, _) = message.ok_or(WatchError::Closed)?;
+                let replaced = message.header.flags & NLM_F_REPLACE != 0;
                 match message.payload {
+                    NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route))
+                        if replaced =>
+                    {
+                        table.gateways.add(&route, Novelty::Replaced);
+                    }
                     NetlinkPayload::InnerMessage(message) => table.apply(message),
                     NetlinkPayload::Overrun(_) => overrun = true,
                     _ => {}
@@ -190,6 +203,14 @@ async fn list(handle: &Handle) -> Result<Table, rtnetlink::Error> {
     while let Some(address) = addresses.try_next().await? {
         table.apply(RouteNetlinkMessage::NewAddress(address));
     }
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut all = RouteMessage::default();
+        all.header.address_family = family;
+        let mut routes = pin!(handle.route().get(all).execute());
+        while let Some(route) = routes.try_next().await? {
+            table.apply(RouteNetlinkMessage::NewRoute(route));
+        }
+    }
     Ok(table)
 }
 
@@ -198,6 +219,7 @@ async fn list(handle: &Handle) -> Result<Table, rtnetlink::Error> {
 struct Table {
     links: BTreeMap<u32, Link>,
     addresses: BTreeMap<u32, BTreeMap<IpNet, Usable>>,
+    gateways: Gateways,
 }
 
 #[derive(Debug)]
@@ -224,6 +246,9 @@ impl Table {
             RouteNetlinkMessage::NewLink(link)
                 if link.header.interface_family == AddressFamily::Unspec =>
             {
+                if !link.header.flags.contains(LinkFlags::Up) {
+                    self.lose_gateways(link.header.index);
+                }
                 self.links.insert(link.header.index, Link::new(link));
             }
             RouteNetlinkMessage::DelLink(link)
@@ -231,6 +256,7 @@ impl Table {
             {
                 self.links.remove(&link.header.index);
                 self.addresses.remove(&link.header.index);
+                self.lose_gateways(link.header.index);
             }
             RouteNetlinkMessage::NewAddress(address) => {
                 if let Some((network, usable)) = network(&address) {
@@ -243,10 +269,21 @@ impl Table {
                     (network(&address), self.addresses.get_mut(&address.header.index))
                 {
                     addresses.remove(&network);
+                    let is_v4 = |network: &IpNet| matches!(network, IpNet::V4(_));
+                    if is_v4(&network) && !addresses.keys().any(is_v4) {
+                        self.gateways.remove_by(address.header.index, Family::V4);
+                    }
                 }
             }
+            RouteNetlinkMessage::NewRoute(route) => self.gateways.add(&route, Novelty::Added),
+            RouteNetlinkMessage::DelRoute(route) => self.gateways.remove(&route),
             _ => {}
         }
+    }
+
+    fn lose_gateways(&mut self, interface: u32) {
+        self.gateways.remove_by(interface, Family::V4);
+        self.gateways.remove_by(interface, Family::V6);
     }
 
     /// Those that may answer for an address, in the order of their indexes.
@@ -264,7 +301,8 @@ impl Table {
         {
             return None;
         }
-        let mac = link.mac.as_slice().try_into().ok()?;
+        // A bridge that never had a port may have an address of zeroes, which is nobody's.
+        let mac = <[u8; 6]>::try_from(link.mac.as_slice()).ok().filter(|mac| *mac != [0; 6])?;
         let addresses = || self.addresses.get(&index).into_iter().flatten();
         let networks = addresses().map(|(network, _)| *network);
         let networks = networks.filter(|network| link_local(network).is_none()).collect();
@@ -278,7 +316,7 @@ impl Table {
             up: link.flags.contains(LinkFlags::LowerUp),
             networks,
             link_local,
-            gateways: Vec::new(),
+            gateways: self.gateways.by(index),
             arp: link.flags.contains(LinkFlags::Broadcast),
         })
     }
@@ -334,6 +372,8 @@ fn link_local(network: &IpNet) -> Option<Ipv6Addr> {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteType};
+
     use super::*;
 
     const UP: LinkFlags = LinkFlags::Up
@@ -418,6 +458,8 @@ mod tests {
         enslaved.attributes.push(LinkAttribute::Controller(9));
         let mut tunnel = link(7, "tun7", UP);
         tunnel.attributes[1] = LinkAttribute::Address(vec![192, 0, 2, 1]);
+        let mut bridge = link(9, "br9", UP);
+        bridge.attributes[1] = LinkAttribute::Address(vec![0; 6]);
         let mut port = link(1, "eth1", LinkFlags::empty());
         port.header.interface_family = AddressFamily::Bridge;
         let table = table([
@@ -428,6 +470,7 @@ mod tests {
             RouteNetlinkMessage::NewLink(link(5, "veth5", UP)),
             RouteNetlinkMessage::NewLink(enslaved),
             RouteNetlinkMessage::NewLink(tunnel),
+            RouteNetlinkMessage::NewLink(bridge),
             RouteNetlinkMessage::DelLink(port),
             RouteNetlinkMessage::NewLink(link(8, "eth8", UP.difference(LinkFlags::LowerUp))),
         ]);
@@ -459,6 +502,58 @@ mod tests {
         table.apply(RouteNetlinkMessage::DelLink(link(1, "eth1", UP)));
         table.apply(RouteNetlinkMessage::NewLink(link(1, "eth1", UP)));
         assert_eq!(only(&table).networks, []);
+    }
+
+    #[test]
+    fn default_routes_end_with_the_link_that_goes_down_and_with_its_last_ipv4_address() {
+        let route = || {
+            let mut route = RouteMessage::default();
+            route.header.address_family = AddressFamily::Inet;
+            route.header.table = RouteHeader::RT_TABLE_MAIN;
+            route.header.kind = RouteType::Unicast;
+            let gateway = RouteAddress::Inet([192, 0, 2, 1].into());
+            route.attributes = vec![RouteAttribute::Gateway(gateway), RouteAttribute::Oif(1)];
+            RouteNetlinkMessage::NewRoute(route)
+        };
+        let address = |text| address(1, text, AddressFlags::Permanent);
+        let ends: [(&str, RouteNetlinkMessage, usize); 5] = [
+            ("carrier", RouteNetlinkMessage::NewLink(link(1, "eth1", UP - LinkFlags::LowerUp)), 1),
+            ("down", RouteNetlinkMessage::NewLink(link(1, "eth1", UP - LinkFlags::Up)), 0),
+            ("removed", RouteNetlinkMessage::DelLink(link(1, "eth1", UP)), 0),
+            ("IPv4", RouteNetlinkMessage::DelAddress(address("192.0.2.7/24")), 0),
+            ("IPv6", RouteNetlinkMessage::DelAddress(address("2001:db8::7/64")), 1),
+        ];
+        for (name, end, left) in ends {
+            let mut table = table([
+                RouteNetlinkMessage::NewLink(link(1, "eth1", UP)),
+                RouteNetlinkMessage::NewAddress(address("192.0.2.7/24")),
+                RouteNetlinkMessage::NewAddress(address("2001:db8::7/64")),
+                route(),
+            ]);
+            let gateways = |table: &Table| {
+                let interfaces = table.interfaces(&Exclude::default());
+                interfaces.iter().map(|interface| interface.gateways.len()).sum::<usize>()
+            };
+            assert_eq!(gateways(&table), 1);
+            table.apply(end);
+            table.apply(RouteNetlinkMessage::NewLink(link(1, "eth1", UP)));
+            assert_eq!(gateways(&table), left, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_enslaved_or_set_free_or_gets_another_address_is_told_so() {
+        let mut port = link(1, "eth1", UP);
+        port.attributes.push(LinkAttribute::Controller(9));
+        let mut freed = link(1, "eth1", UP);
+        freed.attributes.push(LinkAttribute::Controller(0));
+        freed.attributes[1] = LinkAttribute::Address(vec![2, 0, 0, 0, 0, 9]);
+        let mut table = table([RouteNetlinkMessage::NewLink(link(1, "eth1", UP))]);
+        assert_eq!(names(&table), ["eth1"]);
+        table.apply(RouteNetlinkMessage::NewLink(port));
+        assert_eq!(names(&table), [] as [String; 0]);
+        table.apply(RouteNetlinkMessage::NewLink(freed));
+        assert_eq!(table.interfaces(&Exclude::default())[0].mac, [2, 0, 0, 0, 0, 9]);
     }
 
     #[test]

@@ -1,5 +1,9 @@
 //! What the speaker counts, under MetalLB's names where it has one.
 
+mod collected;
+
+use std::sync::Arc;
+
 use bgp::StateKind;
 use config::PeerName;
 use prometheus_client::{
@@ -9,14 +13,14 @@ use prometheus_client::{
 };
 use shell::metrics::ApiMetrics;
 
-use crate::{status::ServiceStatus, view::ServiceKey};
+use collected::Collected;
 
 /// Set by the shell, read by the HTTP server.
 #[derive(Debug, Default)]
 pub struct Metrics {
     session_up: Family<PeerLabel, Gauge>,
     prefixes: Family<PeerLabel, Gauge>,
-    announced: Family<AnnouncedLabel, Gauge>,
+    pub collected: Arc<Collected>,
     heartbeat_peers: Gauge,
     pub api: ApiMetrics,
     /// Events that were not published: too many, or refused.
@@ -28,13 +32,6 @@ struct PeerLabel {
     peer: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct AnnouncedLabel {
-    service: String,
-    protocol: String,
-    node: String,
-}
-
 impl Metrics {
     pub fn register(&self, registry: &mut Registry) {
         let mut add = |name: &str, help: &str, family: &Family<PeerLabel, Gauge>| {
@@ -42,11 +39,7 @@ impl Metrics {
         };
         add("metallb_bgp_session_up", "1 while the session is Established", &self.session_up);
         add("metallb_bgp_announced_prefixes_total", "Routes wanted at the peer", &self.prefixes);
-        registry.register(
-            "metallb_speaker_announced",
-            "Services that this node announces",
-            self.announced.clone(),
-        );
+        registry.register_collector(Box::new(Arc::clone(&self.collected)));
         registry.register(
             "berth_speaker_live_peers",
             "Other speakers heard now",
@@ -74,23 +67,6 @@ impl Metrics {
         let label = PeerLabel { peer: peer.to_string() };
         self.session_up.remove(&label);
         self.prefixes.remove(&label);
-    }
-
-    pub fn service(&self, node: &str, service: &ServiceKey, status: &ServiceStatus) {
-        for (protocol, announced) in
-            [("layer2", status.layer2.is_some()), ("bgp", status.bgp.is_some())]
-        {
-            let label = AnnouncedLabel {
-                service: service.to_string(),
-                protocol: protocol.to_owned(),
-                node: node.to_owned(),
-            };
-            if announced {
-                self.announced.get_or_create(&label).set(1);
-            } else {
-                self.announced.remove(&label);
-            }
-        }
     }
 
     pub fn live_peers(&self, count: usize) {

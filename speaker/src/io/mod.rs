@@ -9,8 +9,10 @@
 
 pub mod bgp;
 pub mod clock;
+pub mod filter;
 pub mod heartbeat;
 pub mod link;
+pub mod memory;
 pub mod metrics;
 pub mod packet;
 pub mod status;
@@ -24,11 +26,11 @@ use anyhow::{Context as _, Result};
 use config::NodeName;
 use futures::{
     Stream, StreamExt as _, future,
-    stream::{iter, select_all},
+    stream::{BoxStream, iter, select_all},
 };
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
-    Api, Client,
+    Api, Client, Resource, ResourceExt as _,
     runtime::{
         events::{self, EventType},
         watcher,
@@ -42,7 +44,7 @@ use shell::{
     probes::{MetricsServer, Ready, serve_health, serve_metrics},
     resources::{Selection, Update, resources},
     slim::{SlimEndpointSlice, SlimNode, SlimService},
-    watch::{Change, changes},
+    watch::{Change, ObjectKey, changes, lists},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -54,8 +56,8 @@ use tracing::{error, info, warn};
 use crate::{
     plan::Options,
     planner::{Action, Event, Planner, PlannerConfig},
-    status::{Note, NoteKind},
-    view::ServiceKey,
+    status::{Note, NoteKind, Subject},
+    view::{Many, ServiceKey},
     wire::Report,
 };
 
@@ -71,9 +73,18 @@ const HANDOVER: Duration = Duration::from_secs(1);
 pub struct Settings {
     pub node: NodeName,
     pub namespace: String,
+    /// The name of our own Pod, if it is known.
+    pub pod: Option<String>,
     pub heartbeat: Option<SocketAddr>,
-    /// The directory or file with `secretkey`; absent: heartbeats are not sealed.
-    pub secret_key: Option<PathBuf>,
+    /// The directory or file with `secretkey`; while it is absent heartbeats are not sealed.
+    pub secret_key: PathBuf,
+    /// Where the speaker remembers what it announces.
+    pub run_dir: PathBuf,
+    pub profile: ownership::Profile,
+    pub conflict_probe: ownership::ConflictProbe,
+    pub rebalance: bool,
+    /// How often owned addresses are announced anew though nothing has changed.
+    pub gratuitous_refresh: Option<Duration>,
     pub exclude: link::Exclude,
     pub options: Options,
     pub metrics: Option<MetricsServer>,
@@ -94,16 +105,24 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
     let metrics = Arc::new(metrics::Metrics::default());
     let ready = Ready::default();
     let listed = ready.waits_for("the first list of every kind");
-    serve_probes(&settings, &clients.write, &metrics, ready, &stop).await?;
-
-    let (wire, mut report) = wire::spawn(wire::WireConfig {
-        me: settings.node.clone(),
-        incarnation: clock::incarnation(),
+    let (wire, wire::Told { mut report, addresses: outbox }) = wire::spawn(wire::WireConfig {
+        ownership: ownership::Settings {
+            profile: settings.profile,
+            conflict_probe: settings.conflict_probe,
+            rebalance: settings.rebalance,
+            ..ownership::Settings::new(settings.node.clone(), clock::incarnation())
+        },
+        announcer: layer2::AnnouncerSettings {
+            refresh: settings.gratuitous_refresh,
+            seed: clock::incarnation(),
+        },
+        run_dir: settings.run_dir.clone(),
         bind: settings.heartbeat,
         secret_key: settings.secret_key.clone(),
     })
     .context("cannot start the wire thread")?;
     let wire = Arc::new(wire);
+    serve_probes(&settings, &clients.write, &metrics, &wire, ready, &stop).await?;
     let interfaces = Arc::clone(&wire);
     tokio::spawn(link::watch(settings.exclude.clone(), move |all| interfaces.interfaces(all)));
 
@@ -120,7 +139,11 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
         client: clients.write.clone(),
         namespace: settings.namespace.clone(),
         me: settings.node.clone(),
-        report: report.clone(),
+        pod: settings.pod.clone(),
+        others: match settings.heartbeat {
+            Some(_) => status::Others::Heard(report.clone()),
+            None => status::Others::Unheard,
+        },
     };
     tokio::spawn(writer.run(updates));
 
@@ -146,7 +169,12 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
                 changed.context("the wire thread ended")?;
                 let report = report.borrow_and_update().clone();
                 shell.metrics.live_peers(report.live.len());
-                planner.handle(Event::Wire(report), clock::now());
+                planner.handle(Event::Live(report.live), clock::now());
+                let names = report.interfaces.into_iter().map(|interface| interface.name);
+                planner.handle(Event::Interfaces(names.collect()), clock::now());
+            }
+            () = outbox.changed() => {
+                planner.handle(Event::Addresses(outbox.take()), clock::now());
             }
             Some(inputs) = inputs.next() => for input in inputs {
                 match input {
@@ -176,7 +204,8 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
 async fn serve_probes(
     settings: &Settings,
     client: &Client,
-    metrics: &metrics::Metrics,
+    metrics: &Arc<metrics::Metrics>,
+    wire: &Arc<wire::WireHandle>,
     ready: Ready,
     stop: &CancellationToken,
 ) -> Result<()> {
@@ -187,7 +216,15 @@ async fn serve_probes(
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let registry = Arc::new(registry);
-        let text = move || future::ready(Some(scrape(&registry)));
+        let collected = Arc::clone(&metrics.collected);
+        let wire = Arc::clone(wire);
+        let text = move || async move {
+            // Without an answer the numbers of the last scrape stand.
+            if let Some(counters) = wire.counters().await {
+                collected.wire(counters);
+            }
+            Some(scrape(&registry))
+        };
         serve_metrics(server, client.clone(), text, stop.clone()).await?;
     }
     Ok(())
@@ -203,22 +240,21 @@ fn inputs(
 ) -> impl Stream<Item = Vec<Input>> + Unpin + use<> {
     let all = watcher::Config::default;
     let services = Api::<SlimService>::all(client.clone());
-    let services = changes(services, all(), metrics).map(|change| match change {
-        Change::Applied(service) => {
-            Input::Event(Event::ServiceApplied(Box::new((*service).into())))
-        }
-        Change::Deleted((namespace, name)) => {
-            Input::Event(Event::ServiceDeleted(ServiceKey::new(namespace, name)))
-        }
-        Change::Listed => Input::Listed,
-    });
+    let services = lists(services, all(), metrics);
+    let services = many(
+        services,
+        Many::Services,
+        |service| Event::ServiceApplied(Box::new(service.into())),
+        |(namespace, name)| Event::ServiceDeleted(ServiceKey::new(namespace, name)),
+    );
     let slices = Api::<SlimEndpointSlice>::all(client.clone());
-    let of_services = all().labels("kubernetes.io/service-name");
-    let slices = changes(slices, of_services, metrics).map(|change| match change {
-        Change::Applied(slice) => Input::Event(Event::SliceApplied(Box::new((*slice).into()))),
-        Change::Deleted((namespace, name)) => Input::Event(Event::SliceDeleted { namespace, name }),
-        Change::Listed => Input::Listed,
-    });
+    let slices = lists(slices, all().labels("kubernetes.io/service-name"), metrics);
+    let slices = many(
+        slices,
+        Many::EndpointSlices,
+        |slice| Event::SliceApplied(Box::new(slice.into())),
+        |(namespace, name)| Event::SliceDeleted { namespace, name },
+    );
     let nodes = Api::<SlimNode>::all(client.clone());
     let nodes = changes(nodes, all(), metrics).map(|change| match change {
         Change::Applied(node) => Input::Event(Event::NodeApplied(Box::new((*node).into()))),
@@ -242,6 +278,35 @@ fn inputs(
     select_all(watches).ready_chunks(BATCH)
 }
 
+/// A watch whose lists are swept by the planner.
+fn many<K: Resource + Send + 'static>(
+    events: BoxStream<'static, watcher::Event<K>>,
+    of: Many,
+    applied: impl Fn(K) -> Event + Send + 'static,
+    deleted: impl Fn(ObjectKey) -> Event + Send + 'static,
+) -> impl Stream<Item = Input> + Send + 'static {
+    let mut listed = false;
+    events.flat_map(move |event| {
+        let inputs = match event {
+            watcher::Event::Init => [Some(Event::ListBegins(of)), None],
+            watcher::Event::InitApply(object) | watcher::Event::Apply(object) => {
+                [Some(applied(object)), None]
+            }
+            watcher::Event::Delete(object) => {
+                let version = object.resource_version().and_then(|version| version.parse().ok());
+                let key = (object.namespace().unwrap_or_default(), object.name_any());
+                [version.map(Event::Version), Some(deleted(key))]
+            }
+            watcher::Event::InitDone => {
+                let first = !std::mem::replace(&mut listed, true);
+                let end = [Input::Event(Event::ListEnds(of)), Input::Listed];
+                return iter(end.into_iter().take(1 + usize::from(first)).collect::<Vec<_>>());
+            }
+        };
+        iter(inputs.into_iter().flatten().map(Input::Event).collect::<Vec<_>>())
+    })
+}
+
 struct Shell {
     node: NodeName,
     wire: Arc<wire::WireHandle>,
@@ -261,7 +326,7 @@ impl Shell {
             }
             Action::Advertise { peer, routes } => self.sessions.advertise(&peer, routes),
             Action::ServiceStatus { service, status } => {
-                self.metrics.service(&self.node, &service, &status);
+                self.metrics.collected.service(&self.node, &service, &status);
                 self.write(status::Update::Service { service, status }).await;
             }
             Action::Note(note) => self.tell(note),
@@ -283,30 +348,30 @@ impl Shell {
     }
 
     fn tell(&self, note: Note) {
-        match note.kind {
+        let (type_, reason) = match note.kind {
             NoteKind::NotAnnounced => {
-                info!(service = %note.service, reason = note.text, "not announced");
+                info!(about = %note.about, reason = note.text, "not announced");
+                return;
             }
-            NoteKind::NodeAssigned => {
-                info!(service = %note.service, note = note.text, "announcing");
-                let regarding = ObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Service".to_owned()),
-                    namespace: Some(note.service.namespace.to_string()),
-                    name: Some(note.service.name.to_string()),
-                    uid: Some(note.uid),
-                    ..ObjectReference::default()
-                };
-                let event = events::Event {
-                    type_: EventType::Normal,
-                    reason: "nodeAssigned".to_owned(),
-                    note: Some(note.text),
-                    action: "Announce".to_owned(),
-                    secondary: None,
-                };
-                self.events.publish(regarding, event);
-            }
+            NoteKind::NodeAssigned => (EventType::Normal, "nodeAssigned"),
+            NoteKind::AnnounceFailed => (EventType::Warning, "announceFailed"),
+            NoteKind::AddressConflict => (EventType::Warning, "AddressConflict"),
+            NoteKind::ConflictGone => (EventType::Normal, "AddressConflictGone"),
+            NoteKind::Drained => (EventType::Normal, "Drained"),
+            NoteKind::DrainUnknown => (EventType::Warning, "DrainUnknown"),
+        };
+        match type_ {
+            EventType::Normal => info!(about = %note.about, reason, "{}", note.text),
+            EventType::Warning => warn!(about = %note.about, reason, "{}", note.text),
         }
+        let event = events::Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.text),
+            action: "Announce".to_owned(),
+            secondary: None,
+        };
+        self.events.publish(reference(note.about), event);
     }
 
     /// Make before break: the addresses are handed over while this node still answers.
@@ -323,6 +388,29 @@ impl Shell {
         if timeout(HANDOVER, left).await.is_err() {
             warn!("no other node took all addresses over in time");
         }
+        self.wire.stop();
         self.sessions.close_all("the speaker is stopping").await;
+        let ended = async { while report.changed().await.is_ok() {} };
+        if timeout(HANDOVER, ended).await.is_err() {
+            warn!("what this speaker is to remember may not be written yet");
+        }
+    }
+}
+
+fn reference(about: Subject) -> ObjectReference {
+    let (kind, namespace, name, uid) = match about {
+        Subject::Service { key, uid } => {
+            ("Service", Some(key.namespace.to_string()), key.name, uid.into())
+        }
+        // `kubectl describe node` asks for Events by this, as the kubelet writes them.
+        Subject::Node(name) => ("Node", None, name.clone(), name.to_string()),
+    };
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace,
+        name: Some(name.to_string()),
+        uid: Some(uid),
+        ..ObjectReference::default()
     }
 }

@@ -1,10 +1,11 @@
 //! Packet sockets (packet(7)) and the few system calls around them that socket2 does not offer.
 //!
 //! All `unsafe` of the speaker is in this file. Nothing here decides anything: frames go in and out
-//! as they are, and the kernel throws away what no speaker ever answers, before it wakes anybody.
+//! as they are, and the kernel throws away what a filter does not let through, before it wakes
+//! anybody.
 
 use std::collections::BTreeSet;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv6Addr, SocketAddr};
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 use layer2::InterfaceIndex;
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, SockFilter, Socket, Type};
+
+use super::filter::Instruction;
 
 /// The sockets of one interface: one for ARP, one for neighbor discovery, and those that hold its
 /// multicast groups. Dropping it closes them and leaves the groups.
@@ -31,13 +34,19 @@ pub struct Tap {
 }
 
 impl Tap {
+    /// With a filter for each socket.
+    ///
     /// # Errors
     /// When the process lacks CAP_NET_RAW or there is no such interface (any more).
-    pub fn open(interface: InterfaceIndex) -> io::Result<Self> {
+    pub fn open(
+        interface: InterfaceIndex,
+        arp: &[Instruction],
+        ndp: &[Instruction],
+    ) -> io::Result<Self> {
         Ok(Self {
             interface,
-            arp: PacketSocket::open(interface, libc::ETH_P_ARP, &ARP_FILTER)?,
-            ndp: PacketSocket::open(interface, libc::ETH_P_IPV6, &NDP_FILTER)?,
+            arp: PacketSocket::open(interface, libc::ETH_P_ARP, arp)?,
+            ndp: PacketSocket::open(interface, libc::ETH_P_IPV6, ndp)?,
             groups: BTreeSet::new(),
             members: Vec::new(),
         })
@@ -119,6 +128,32 @@ fn out_of_option_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }
 
+/// A flood of 50,000 frames in a second for some 20 ms, at 768 octets that the kernel counts for a
+/// small one.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// Room for the frames of one [`PacketSocket::receive`].
+pub struct Frames(Box<[[u8; Self::LENGTH]; Self::COUNT]>);
+
+impl Frames {
+    /// Frames read at once.
+    pub const COUNT: usize = 64;
+    /// Where they are cut; the largest of neighbor discovery that makes sense fits.
+    pub const LENGTH: usize = 2048;
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self(Box::new([[0; Self::LENGTH]; Self::COUNT]))
+    }
+}
+
+impl Debug for Frames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Frames(..)")
+    }
+}
+
 /// A packet socket on one interface for one EtherType; never blocks.
 #[derive(Debug)]
 pub struct PacketSocket(Socket);
@@ -127,26 +162,63 @@ impl PacketSocket {
     fn open(interface: InterfaceIndex, ethertype: i32, filter: &[Instruction]) -> io::Result<Self> {
         // With protocol 0 it hears nothing, so no frame slips in before the filter is attached.
         let kind = Type::RAW.nonblocking().cloexec();
-        let socket = Socket::new_raw(Domain::PACKET, kind, Some(Protocol::from(0)))?;
-        let filter: Vec<_> =
-            filter.iter().map(|&(code, yes, no, k)| SockFilter::new(code, yes, no, k)).collect();
-        socket.attach_filter(&filter)?;
-        socket.bind(&link_layer_address(interface, ethertype)?)?;
-        Ok(Self(socket))
+        let socket = Self(Socket::new_raw(Domain::PACKET, kind, Some(Protocol::from(0)))?);
+        socket.filter(filter)?;
+        // As much of it as net.core.rmem_max allows; the default holds some 250 small frames.
+        socket.0.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        socket.0.bind(&link_layer_address(interface, ethertype)?)?;
+        Ok(socket)
     }
 
-    /// The next frame in `buffer`, cut at its end; `None` when none waits. Frames that this node
-    /// sends are not among them.
+    /// Puts a program in the place of the one before; frames that wait stay.
+    ///
+    /// # Errors
+    /// When it is longer than the memory that the kernel grants a socket (net.core.optmem_max); the
+    /// one before stays.
+    pub fn filter(&self, program: &[Instruction]) -> io::Result<()> {
+        let program: Vec<_> =
+            program.iter().map(|&(code, yes, no, k)| SockFilter::new(code, yes, no, k)).collect();
+        self.0.attach_filter(&program)
+    }
+
+    /// The frames that wait, as many as there is room for; none if none waits. Frames that this
+    /// node sends are not among them.
     ///
     /// # Errors
     /// Once for each loss of the interface (ENETDOWN). After that the socket is silent, and hears
     /// again when the same interface comes up again.
-    pub fn receive<'b>(&self, buffer: &'b mut [u8]) -> io::Result<Option<&'b [u8]>> {
-        match (&self.0).read(buffer) {
-            Ok(length) => Ok(Some(&buffer[..length])),
-            Err(error) if would_block(&error) => Ok(None),
-            Err(error) => Err(error),
-        }
+    pub fn receive<'f>(
+        &self,
+        frames: &'f mut Frames,
+    ) -> io::Result<impl ExactSizeIterator<Item = &'f [u8]> + use<'f>> {
+        let mut lengths = [0; Frames::COUNT];
+        let count = match receive_many(self.as_fd(), frames, &mut lengths) {
+            Ok(count) => count,
+            Err(error) if would_block(&error) => 0,
+            Err(error) => return Err(error),
+        };
+        let frames = frames.0.iter().zip(lengths).take(count);
+        Ok(frames.map(|(frame, length)| &frame[..length.min(Frames::LENGTH)]))
+    }
+
+    /// How many frames the kernel threw away since this was last asked, because they came faster
+    /// than they were read.
+    ///
+    /// # Errors
+    /// What the kernel says of the socket.
+    #[expect(unsafe_code, reason = "socket2 lacks this option")]
+    pub fn take_drops(&self) -> io::Result<u64> {
+        let mut statistics = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut length: libc::socklen_t = narrow(size_of::<libc::tpacket_stats>());
+        let fd: RawFd = self.as_fd().as_raw_fd();
+        // SAFETY: pointer and length describe `statistics`, which outlives the call and for which
+        // any octets are valid.
+        check(unsafe {
+            let value = std::ptr::from_mut(&mut statistics).cast();
+            let option = libc::PACKET_STATISTICS;
+            libc::getsockopt(fd, libc::SOL_PACKET, option, value, &raw mut length)
+        })?;
+        Ok(statistics.tp_drops.into())
     }
 
     /// Takes the pending error, without which poll(2) would report it for ever.
@@ -183,6 +255,38 @@ pub fn would_block(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted)
 }
 
+/// How many messages were read into `frames`, and how long each is.
+#[expect(unsafe_code, reason = "neither std nor socket2 has recvmmsg")]
+fn receive_many(
+    fd: BorrowedFd<'_>,
+    frames: &mut Frames,
+    lengths: &mut [usize; Frames::COUNT],
+) -> io::Result<usize> {
+    let mut parts: [libc::iovec; Frames::COUNT] = frames
+        .0
+        .each_mut()
+        .map(|frame| libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: Frames::LENGTH });
+    let mut messages = parts.each_mut().map(|part| {
+        // SAFETY: plain data for which all zeroes is valid: no name, no control data, no part.
+        let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+        message.msg_hdr.msg_iov = part;
+        message.msg_hdr.msg_iovlen = 1;
+        message
+    });
+    // SAFETY: pointer and count describe `messages`. Each has one part, whose pointer and length
+    // describe a frame; all three outlive the call and are borrowed for writing. A null timeout is
+    // allowed; the socket does not block.
+    let count = unsafe {
+        let count = narrow(Frames::COUNT);
+        libc::recvmmsg(fd.as_raw_fd(), messages.as_mut_ptr(), count, 0, std::ptr::null_mut())
+    };
+    check(count)?;
+    for (length, message) in lengths.iter_mut().zip(&messages) {
+        *length = narrow(message.msg_len);
+    }
+    Ok(narrow(count))
+}
+
 #[expect(unsafe_code, reason = "socket2 has no constructor for the address of a packet socket")]
 fn link_layer_address(interface: InterfaceIndex, ethertype: i32) -> io::Result<SockAddr> {
     let mut storage = SockAddrStorage::zeroed();
@@ -197,54 +301,14 @@ fn link_layer_address(interface: InterfaceIndex, ethertype: i32) -> io::Result<S
     Ok(unsafe { SockAddr::new(storage, length) })
 }
 
-/// For constants of the kernel's interface, which libc gives wider types than its structures have.
+/// For numbers of the kernel's interface, which libc gives wider types than they need.
 fn narrow<T: TryFrom<V, Error: Debug>, V>(value: V) -> T {
-    T::try_from(value).expect("the kernel's own constants fit")
+    T::try_from(value).expect("the kernel's own numbers fit")
 }
 
 fn kernel_index(interface: InterfaceIndex) -> io::Result<i32> {
     i32::try_from(interface.0).map_err(|_| io::Error::from_raw_os_error(libc::ENODEV))
 }
-
-/// One instruction of classic BPF: code, jump if true, jump if false, operand.
-type Instruction = (u16, u8, u8, u32);
-
-const LOAD_WORD: u16 = 0x20;
-const LOAD_BYTE: u16 = 0x30;
-const IF_EQUAL: u16 = 0x15;
-const IF_GREATER: u16 = 0x25;
-const RETURN: u16 = 0x06;
-
-/// Where the kernel's own word on the packet is read (SKF_AD_OFF + SKF_AD_PKTTYPE, linux/filter.h).
-const PACKET_TYPE: u32 = 0xffff_f000 + 4;
-/// PACKET_HOST, PACKET_BROADCAST and PACKET_MULTICAST come before PACKET_OTHERHOST, which is what a
-/// frame for another station or of a VLAN without a device here has, and PACKET_OUTGOING.
-const LAST_FOR_US: u32 = libc::PACKET_MULTICAST as u32;
-/// As much of a frame as is handed over.
-const ALL: u32 = 0xffff;
-
-const ARP_FILTER: [Instruction; 4] = [
-    (LOAD_WORD, 0, 0, PACKET_TYPE),
-    (IF_GREATER, 1, 0, LAST_FOR_US),
-    (RETURN, 0, 0, ALL),
-    (RETURN, 0, 0, 0),
-];
-
-/// Neighbor solicitations and advertisements that no router forwarded (RFC 4861 section 7.1): next
-/// header 58, hop limit 255, type 135 or 136. Offsets count from the Ethernet header.
-const NDP_FILTER: [Instruction; 11] = [
-    (LOAD_WORD, 0, 0, PACKET_TYPE),
-    (IF_GREATER, 8, 0, LAST_FOR_US),
-    (LOAD_BYTE, 0, 0, 14 + 6),
-    (IF_EQUAL, 0, 6, 58),
-    (LOAD_BYTE, 0, 0, 14 + 7),
-    (IF_EQUAL, 0, 4, 255),
-    (LOAD_BYTE, 0, 0, 14 + 40),
-    (IF_EQUAL, 1, 0, 135),
-    (IF_EQUAL, 0, 1, 136),
-    (RETURN, 0, 0, ALL),
-    (RETURN, 0, 0, 0),
-];
 
 /// Wakes a thread out of [`wait`] (eventfd(2)).
 #[derive(Debug)]
@@ -410,79 +474,39 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
-
-    /// What a filter hands over of a frame that the kernel calls `kind`; 0 is nothing. Of classic
-    /// BPF it knows what the filters above use; a load beyond the end drops, as in the kernel.
-    fn run(filter: &[Instruction], kind: u32, frame: &[u8]) -> u32 {
-        let (mut at, mut accumulator) = (0, 0);
-        loop {
-            let (code, yes, no, k) = filter[at];
-            at += 1;
-            match code {
-                LOAD_WORD if k == PACKET_TYPE => accumulator = kind,
-                LOAD_BYTE => match frame.get(k as usize) {
-                    Some(&byte) => accumulator = byte.into(),
-                    None => return 0,
-                },
-                IF_EQUAL => at += usize::from(if accumulator == k { yes } else { no }),
-                IF_GREATER => at += usize::from(if accumulator > k { yes } else { no }),
-                RETURN => return k,
-                _ => panic!("no such instruction"),
-            }
-        }
-    }
-
-    fn icmpv6(next_header: u8, hop_limit: u8, kind: u8) -> Vec<u8> {
-        let mut frame = vec![0; 14 + 40 + 24];
-        frame[20] = next_header;
-        frame[21] = hop_limit;
-        frame[54] = kind;
-        frame
-    }
-
-    #[test]
-    fn the_neighbor_discovery_filter_passes_solicitations_and_advertisements_alone() {
-        for (frame, passes) in [
-            (icmpv6(58, 255, 135), true),
-            (icmpv6(58, 255, 136), true),
-            (icmpv6(58, 255, 134), false),
-            (icmpv6(58, 255, 137), false),
-            (icmpv6(58, 64, 135), false),
-            (icmpv6(17, 255, 135), false),
-            (icmpv6(58, 255, 135)[..40].to_vec(), false),
-            (Vec::new(), false),
-        ] {
-            let passed = run(&NDP_FILTER, libc::PACKET_HOST.into(), &frame) > 0;
-            assert_eq!(passed, passes, "{frame:?}");
-        }
-    }
-
-    #[test]
-    fn frames_of_others_and_our_own_stay_in_the_kernel() {
-        let solicitation = icmpv6(58, 255, 135);
-        for (kind, passes) in [
-            (libc::PACKET_HOST, true),
-            (libc::PACKET_BROADCAST, true),
-            (libc::PACKET_MULTICAST, true),
-            (libc::PACKET_OTHERHOST, false),
-            (libc::PACKET_OUTGOING, false),
-        ] {
-            assert_eq!(run(&ARP_FILTER, kind.into(), &[0; 42]) > 0, passes, "ARP, kind {kind}");
-            assert_eq!(run(&NDP_FILTER, kind.into(), &solicitation) > 0, passes, "kind {kind}");
-        }
-    }
+    use crate::io::filter::{Exact, OPEN_ARP, OPEN_NDP};
 
     #[test]
     fn the_kernel_takes_the_filters() {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
-        for filter in [&ARP_FILTER[..], &NDP_FILTER] {
-            let filter: Vec<_> = filter
-                .iter()
-                .map(|&(code, yes, no, k)| SockFilter::new(code, yes, no, k))
-                .collect();
-            socket.attach_filter(&filter).unwrap();
+        let socket = PacketSocket(Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap());
+        let scattered = (0..100).flat_map(|n| {
+            let six = Ipv6Addr::from_bits((0x2001_0db8 << 96) + 7 * u128::from(n));
+            [IpAddr::V4(Ipv4Addr::from_bits(0xc000_0200 + 7 * n)), IpAddr::V6(six)]
+        });
+        let exact = Exact::about(&scattered.collect());
+        let (arp, ndp) = (exact.arp.unwrap(), exact.ndp.unwrap());
+        for program in [&OPEN_ARP[..], &OPEN_NDP, &arp, &ndp] {
+            socket.filter(program).unwrap();
         }
+    }
+
+    #[test]
+    fn what_waits_is_read_at_once() {
+        let (one, other) = Socket::pair(Domain::UNIX, Type::DGRAM.nonblocking(), None).unwrap();
+        let socket = PacketSocket(other);
+        let mut frames = Frames::default();
+        assert_eq!(socket.receive(&mut frames).unwrap().count(), 0);
+        for length in [1, Frames::LENGTH, Frames::LENGTH + 1, 60] {
+            one.send(&vec![u8::try_from(length % 251).unwrap(); length]).unwrap();
+        }
+        let lengths = [1, Frames::LENGTH, Frames::LENGTH, 60];
+        let read: Vec<_> = socket.receive(&mut frames).unwrap().collect();
+        assert_eq!(read.iter().map(|frame| frame.len()).collect::<Vec<_>>(), lengths);
+        assert!(read[3].iter().all(|octet| *octet == 60));
+        assert_eq!(socket.receive(&mut frames).unwrap().count(), 0);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! Keeps ServiceL2Status, ServiceBGPStatus and ConfigurationState equal to what the planner says.
 //!
 //! Announcing never waits for any of this: the writer lags behind an API server that is slow or
-//! away and then writes only the newest.
+//! away and then writes only the newest. It reads its own objects once, at the start, and writes
+//! what differs.
+
+mod books;
+mod object;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,36 +15,54 @@ use std::{
 
 use config::NodeName;
 use crds::{ConfigurationState, ServiceBGPStatus, ServiceL2Status};
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
+    Api, Client, Resource,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
-    core::{NamespaceResourceScope, Status},
+    core::{NamespaceResourceScope, Status as ApiStatus},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Value, json};
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use shell::{
     client::{RequestError, request},
     state,
 };
 use tokio::{
-    sync::{mpsc, watch},
-    time::sleep,
+    sync::{OnceCell, mpsc, watch},
+    time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
 
+use self::{
+    books::{Books, Job, Kind, Object, What, written_before},
+    object::Status,
+};
 use crate::{status::ServiceStatus, view::ServiceKey, wire::Report};
 
 /// Changes waiting for the writer. When it is full the planner's shell waits: that is only reached
 /// with more changed Services than this and an API server that answers slowly.
 pub const QUEUE: usize = 16_384;
+/// Writes under way at once.
+const AT_ONCE: usize = 20;
 const RETRY: Duration = Duration::from_secs(2);
+/// Nodes that were not heard for so long are dead, as far as their objects go.
+const DEAD: Duration = Duration::from_secs(5);
+/// Objects in one answer to a list.
+const PAGE: u32 = 500;
 const MANAGER: &str = "berth-speaker";
+const NODE_LABEL: &str = "metallb.io/node";
+const NAME_LABEL: &str = "metallb.io/service-name";
+const NAMESPACE_LABEL: &str = "metallb.io/service-namespace";
 
 /// One thing to write; only the newest of a kind and Service counts.
 #[derive(Debug)]
 pub enum Update {
-    Service { service: ServiceKey, status: ServiceStatus },
+    Service { service: ServiceKey, status: Arc<ServiceStatus> },
     Config { errors: Vec<String> },
 }
 
@@ -50,8 +72,18 @@ pub struct Writer {
     pub client: Client,
     pub namespace: String,
     pub me: NodeName,
-    /// Who else is alive.
-    pub report: watch::Receiver<Report>,
+    /// Our own Pod, if its name is known: what is written goes when it goes.
+    pub pod: Option<String>,
+    pub others: Others,
+}
+
+/// What is known of the other speakers.
+#[derive(Debug, Clone)]
+pub enum Others {
+    /// Who of them lives.
+    Heard(watch::Receiver<Report>),
+    /// Nothing, so nobody can be called dead.
+    Unheard,
 }
 
 impl std::fmt::Debug for Writer {
@@ -63,129 +95,292 @@ impl std::fmt::Debug for Writer {
 impl Writer {
     /// Writes until the planner's shell ends.
     pub async fn run(self, mut updates: mpsc::Receiver<Update>) {
-        let mut services: BTreeMap<ServiceKey, ServiceStatus> = BTreeMap::new();
+        let mut others = self.others.clone();
+        let requests = Arc::new(Requests {
+            client: self.client,
+            namespace: self.namespace,
+            me: self.me,
+            pod: self.pod,
+            owner: OnceCell::new(),
+        });
+        let mut books = Books::default();
         let mut config: Option<Vec<String>> = None;
-        self.find_old(&mut services).await;
+        let mut under_way: FuturesUnordered<BoxFuture<'static, Done>> = FuturesUnordered::new();
+        // Before the first write: what is there already is not written again.
+        while let Err(error) = requests.find_own(&mut books).await {
+            debug!(%error, "own statuses not read, will retry");
+            sleep(RETRY).await;
+        }
+        let mut live = others.live();
+        let mut sweep = live.is_some().then(|| Instant::now() + DEAD);
         loop {
-            let idle = services.is_empty() && config.is_none();
-            let update = tokio::select! {
+            while under_way.len() < AT_ONCE
+                && let Some(job) = books.next(&requests.me, Instant::now(), Timestamp::now())
+            {
+                let requests = Arc::clone(&requests);
+                under_way.push(Box::pin(async move {
+                    let result = requests.perform(&job).await;
+                    Done::Wrote(Box::new(job), result)
+                }));
+            }
+            let write_at = books.poll_timeout().filter(|_| under_way.len() < AT_ONCE);
+            tokio::select! {
                 biased;
                 update = updates.recv() => match update {
-                    Some(update) => Some(update),
+                    Some(Update::Service { service, status }) => {
+                        books.want(&service, status, Instant::now());
+                    }
+                    Some(Update::Config { errors }) => {
+                        let first = config.is_none();
+                        config = Some(errors.clone());
+                        if first {
+                            under_way.push(Box::pin(Arc::clone(&requests).configured(errors)));
+                        }
+                    }
                     None => return,
                 },
-                () = std::future::ready(()), if !idle => None,
-            };
-            match update {
-                Some(Update::Service { service, status }) => {
-                    services.insert(service, status);
-                }
-                Some(Update::Config { errors }) => config = Some(errors),
-                None => {
-                    if let Err(error) = self.write_one(&mut services, &mut config).await {
-                        debug!(%error, "status not written, will retry");
-                        sleep(RETRY).await;
+                Some(done) = under_way.next() => match done {
+                    Done::Wrote(job, result) => {
+                        if let Err(error) = &result {
+                            debug!(%error, service = %job.object.1, "status not written, will retry");
+                        }
+                        books.done(&job, result.is_ok(), Instant::now());
+                    }
+                    Done::Configured(errors, result) => {
+                        let newest = config.take().filter(|newest| {
+                            result.is_err() || *newest != errors
+                        });
+                        if let Some(newest) = newest {
+                            config = Some(newest.clone());
+                            let again = Arc::clone(&requests).configured(newest);
+                            under_way.push(Box::pin(async move {
+                                if result.is_err() {
+                                    sleep(RETRY).await;
+                                }
+                                again.await
+                            }));
+                        }
+                    }
+                    Done::Swept(Ok(own)) => for (kind, all) in own {
+                        books.compare(kind, &all, Instant::now());
+                    },
+                    Done::Swept(Err(error)) => {
+                        debug!(%error, "statuses of dead nodes not removed, will retry");
+                        sweep = Some(Instant::now() + DEAD);
+                    }
+                },
+                () = others.changed() => {
+                    let now = others.live();
+                    if now != live {
+                        live = now;
+                        sweep = Some(Instant::now() + DEAD);
                     }
                 }
+                () = until(sweep), if sweep.is_some() => {
+                    sweep = None;
+                    let live = live.clone().unwrap_or_default();
+                    under_way.push(Box::pin(Arc::clone(&requests).sweep(live)));
+                }
+                () = until(write_at), if write_at.is_some() => {}
             }
         }
     }
+}
 
-    /// What an earlier life of this speaker left behind is removed, unless the planner asks for it
-    /// anew.
-    async fn find_old(&self, services: &mut BTreeMap<ServiceKey, ServiceStatus>) {
-        let mine = ListParams::default().labels(&format!("metallb.io/node={}", self.me));
-        let layer2 = request(self.api::<ServiceL2Status>().list_metadata(&mine)).await;
-        let bgp = request(self.api::<ServiceBGPStatus>().list_metadata(&mine)).await;
-        let labels = layer2.into_iter().flatten().map(|object| object.metadata.labels);
-        let labels = labels.chain(bgp.into_iter().flatten().map(|object| object.metadata.labels));
-        for labels in labels.flatten() {
-            let of = |name: &str| labels.get(name).cloned();
-            let namespace = of("metallb.io/service-namespace");
-            if let (Some(namespace), Some(name)) = (namespace, of("metallb.io/service-name")) {
-                services.entry(ServiceKey::new(namespace, name)).or_default();
-            }
+impl Others {
+    fn live(&self) -> Option<BTreeSet<NodeName>> {
+        match self {
+            Self::Heard(report) => Some(report.borrow().live.clone()),
+            Self::Unheard => None,
         }
     }
 
-    /// Writes one waiting item and forgets it when that worked.
-    async fn write_one(
-        &self,
-        services: &mut BTreeMap<ServiceKey, ServiceStatus>,
-        config: &mut Option<Vec<String>>,
-    ) -> anyhow::Result<()> {
-        if let Some(errors) = config.as_ref() {
-            self.write_config(errors).await?;
-            *config = None;
-        } else if let Some((service, status)) = services.first_key_value() {
-            let (service, status) = (service.clone(), status.clone());
-            self.write_layer2(&service, status.layer2.as_ref()).await?;
-            self.write_bgp(&service, status.bgp.as_ref()).await?;
-            services.remove(&service);
+    async fn changed(&mut self) {
+        if let Self::Heard(report) = self
+            && report.changed().await.is_ok()
+        {
+            return;
         }
-        Ok(())
+        // Nothing more will be heard.
+        std::future::pending::<()>().await;
     }
+}
 
-    async fn write_layer2(
-        &self,
-        service: &ServiceKey,
-        interfaces: Option<&BTreeSet<String>>,
-    ) -> anyhow::Result<()> {
-        let api = self.api::<ServiceL2Status>();
-        let name = self.object_name("l2", service);
-        let Some(interfaces) = interfaces else { return Ok(delete(&api, &name).await?) };
-        let interfaces: Vec<Value> = interfaces.iter().map(|name| json!({"name": name})).collect();
-        self.write(&api, &name, service, json!({"interfaces": interfaces})).await?;
-        // A node that died could not remove its own; the one that answers now does. A node that
-        // lives may answer for another address of the Service.
-        let labels = format!(
-            "metallb.io/service-name={},metallb.io/service-namespace={}",
-            service.name, service.namespace
-        );
-        let all = request(api.list(&ListParams::default().labels(&labels))).await?;
-        let live = self.report.borrow().live.clone();
-        let lives = |other: &ServiceL2Status| {
-            other.labels().get("metallb.io/node").is_some_and(|node| live.contains(node.as_str()))
+/// The end of what was under way.
+enum Done {
+    Wrote(Box<Job>, anyhow::Result<()>),
+    Configured(Vec<String>, anyhow::Result<()>),
+    /// With all that the API server has of this node.
+    Swept(anyhow::Result<BTreeMap<Kind, BTreeSet<ServiceKey>>>),
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+struct Requests {
+    client: Client,
+    namespace: String,
+    me: NodeName,
+    pod: Option<String>,
+    owner: OnceCell<OwnerReference>,
+}
+
+impl Requests {
+    /// What an earlier life of this speaker left behind.
+    async fn find_own(&self, books: &mut Books) -> anyhow::Result<()> {
+        let owner = self.owner().await;
+        let ours = |metadata: &ObjectMeta| {
+            let owners = metadata.owner_references.as_deref().unwrap_or_default();
+            owner.is_none_or(|owner| owners.iter().any(|known| known.uid == owner.uid))
         };
-        for other in all.iter().filter(|other| other.name_any() != name && !lives(other)) {
-            delete(&api, &other.name_any()).await?;
+        let now = Instant::now();
+        self.each::<ServiceL2Status>(|object| {
+            let status = Status::Layer2(object.status.unwrap_or_default());
+            if let Some(key) = key_of(&object.metadata) {
+                let written = written_before(&status, ours(&object.metadata));
+                books.found((Kind::Layer2, key), written, now);
+            }
+        })
+        .await?;
+        self.each::<ServiceBGPStatus>(|object| {
+            let status = Status::Bgp(object.status.unwrap_or_default());
+            if let Some(key) = key_of(&object.metadata) {
+                let written = written_before(&status, ours(&object.metadata));
+                books.found((Kind::Bgp, key), written, now);
+            }
+        })
+        .await
+    }
+
+    /// Visits all objects of this node.
+    async fn each<K>(&self, mut visit: impl FnMut(K)) -> anyhow::Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let mut page = ListParams::default().labels(&format!("{NODE_LABEL}={}", self.me));
+        page = page.limit(PAGE);
+        loop {
+            let list = request(self.api::<K>().list(&page)).await?;
+            list.items.into_iter().for_each(&mut visit);
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(()),
+            }
         }
-        Ok(())
     }
 
-    async fn write_bgp(
-        &self,
-        service: &ServiceKey,
-        peers: Option<&BTreeSet<config::PeerName>>,
-    ) -> anyhow::Result<()> {
-        let api = self.api::<ServiceBGPStatus>();
-        let name = self.object_name("bgp", service);
-        let Some(peers) = peers else { return Ok(delete(&api, &name).await?) };
-        let peers: Vec<&str> = peers.iter().map(Arc::as_ref).collect();
-        self.write(&api, &name, service, json!({"peers": peers})).await
+    async fn perform(&self, job: &Job) -> anyhow::Result<()> {
+        match job.object.0 {
+            Kind::Layer2 => self.write::<ServiceL2Status>(job).await,
+            Kind::Bgp => self.write::<ServiceBGPStatus>(job).await,
+        }
     }
 
-    /// Creates the object if need be and sets its status.
-    async fn write<K>(
+    async fn write<K>(&self, job: &Job) -> anyhow::Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned
+            + Serialize,
+    {
+        let api = self.api::<K>();
+        let name = self.name_of(&job.object);
+        match &job.what {
+            What::Delete => return Ok(delete(&api, &name).await?),
+            What::Create(..) => {
+                if self.create(&api, &name, &job.object.1).await? == Created::WasThere {
+                    self.adopt(&api, &name).await?;
+                }
+            }
+            What::Adopt(..) => {
+                if let Err(error) = self.adopt(&api, &name).await {
+                    if !error.status().is_some_and(ApiStatus::is_not_found) {
+                        return Err(error.into());
+                    }
+                    self.create(&api, &name, &job.object.1).await?;
+                }
+            }
+            What::Update(..) => {}
+        }
+        let (What::Create(status, _) | What::Adopt(status, _) | What::Update(status, _)) =
+            &job.what
+        else {
+            return Ok(());
+        };
+        match patch_status(&api, &name, status).await {
+            // Somebody removed it.
+            Err(error) if error.status().is_some_and(ApiStatus::is_not_found) => {
+                self.create(&api, &name, &job.object.1).await?;
+                Ok(patch_status(&api, &name, status).await?)
+            }
+            other => Ok(other?),
+        }
+    }
+
+    /// The API server takes no status with a new object, so this is one write of two.
+    async fn create<K>(
         &self,
         api: &Api<K>,
         name: &str,
         service: &ServiceKey,
-        mut status: Value,
-    ) -> anyhow::Result<()>
+    ) -> anyhow::Result<Created>
     where
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
     {
-        status["node"] = json!(*self.me);
-        status["serviceName"] = json!(*service.name);
-        status["serviceNamespace"] = json!(*service.namespace);
-        let labels = json!({
-            "metallb.io/node": *self.me,
-            "metallb.io/service-name": *service.name,
-            "metallb.io/service-namespace": *service.namespace,
-        });
-        self.create::<K>(api, name, labels).await?;
-        Ok(patch_status(api, name, json!({"status": status})).await?)
+        let labels = [
+            (NODE_LABEL, &*self.me),
+            (NAME_LABEL, &*service.name),
+            (NAMESPACE_LABEL, &*service.namespace),
+        ];
+        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            namespace: Some(self.namespace.clone()),
+            labels: Some(labels.into()),
+            owner_references: self.owner().await.map(|owner| vec![owner.clone()]),
+            ..ObjectMeta::default()
+        };
+        let object = serde_json::from_value(json!({
+            "apiVersion": K::api_version(&()),
+            "kind": K::kind(&()),
+            "metadata": metadata,
+            "spec": {},
+        }))?;
+        let params =
+            PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
+        match request(api.create(&params, &object)).await {
+            Ok(_) => Ok(Created::Now),
+            Err(error) if error.status().is_some_and(ApiStatus::is_already_exists) => {
+                Ok(Created::WasThere)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The Pod that it goes with is to be this one.
+    async fn adopt<K>(&self, api: &Api<K>, name: &str) -> Result<(), RequestError>
+    where
+        K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
+    {
+        let Some(owner) = self.owner().await else { return Ok(()) };
+        let body = json!({"metadata": {"ownerReferences": [owner]}});
+        request(api.patch_metadata(name, &params(), &Patch::Merge(&body))).await.map(drop)
+    }
+
+    async fn configured(self: Arc<Self>, errors: Vec<String>) -> Done {
+        let written = self.write_config(&errors).await;
+        if let Err(error) = &written {
+            debug!(%error, "ConfigurationState not written, will retry");
+        }
+        Done::Configured(errors, written)
     }
 
     async fn write_config(&self, errors: &[String]) -> anyhow::Result<()> {
@@ -210,24 +405,63 @@ impl Writer {
         Ok(())
     }
 
-    async fn create<K>(&self, api: &Api<K>, name: &str, labels: Value) -> anyhow::Result<()>
-    where
-        K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
-    {
-        let object = serde_json::from_value(json!({
-            "apiVersion": K::api_version(&()),
-            "kind": K::kind(&()),
-            "metadata": {"name": name, "namespace": self.namespace, "labels": labels},
-            "spec": {},
-        }))?;
-        let params =
-            PostParams { field_manager: Some(MANAGER.to_owned()), ..PostParams::default() };
-        match request(api.create(&params, &object)).await {
-            Err(error) if !error.status().is_some_and(Status::is_already_exists) => {
-                Err(error.into())
+    /// The first of the speakers that live removes what dead ones left, and each looks whether
+    /// another did so with its own.
+    async fn sweep(self: Arc<Self>, live: BTreeSet<NodeName>) -> Done {
+        let swept = async {
+            if live.first().is_none_or(|first| self.me < *first) {
+                self.remove_all_but::<ServiceL2Status>(&live).await?;
+                self.remove_all_but::<ServiceBGPStatus>(&live).await?;
             }
-            Ok(_) | Err(_) => Ok(()),
+            let layer2 = self.own_keys::<ServiceL2Status>().await?;
+            let bgp = self.own_keys::<ServiceBGPStatus>().await?;
+            Ok(BTreeMap::from([(Kind::Layer2, layer2), (Kind::Bgp, bgp)]))
+        };
+        Done::Swept(swept.await)
+    }
+
+    async fn remove_all_but<K>(&self, live: &BTreeSet<NodeName>) -> anyhow::Result<()>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let alive: Vec<&str> = live.iter().chain([&self.me]).map(|node| &**node).collect();
+        let dead = format!("{NODE_LABEL},{NODE_LABEL} notin ({})", alive.join(","));
+        let api = self.api::<K>();
+        let left = request(api.list_metadata(&ListParams::default().labels(&dead))).await?;
+        let names = left.items.into_iter().filter_map(|object| object.metadata.name);
+        let mut removed = futures::stream::iter(names)
+            .map(|name| {
+                let api = api.clone();
+                async move { delete(&api, &name).await }
+            })
+            .buffer_unordered(AT_ONCE);
+        while let Some(result) = removed.next().await {
+            result?;
         }
+        Ok(())
+    }
+
+    async fn own_keys<K>(&self) -> anyhow::Result<BTreeSet<ServiceKey>>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let own = ListParams::default().labels(&format!("{NODE_LABEL}={}", self.me));
+        let all = request(self.api::<K>().list_metadata(&own)).await?;
+        Ok(all.items.iter().filter_map(|object| key_of(&object.metadata)).collect())
+    }
+
+    /// Our own Pod; without it the objects are nobody's.
+    async fn owner(&self) -> Option<&OwnerReference> {
+        let name = self.pod.as_ref()?;
+        let look = || state::own_pod(&self.client, &self.namespace, name);
+        let found = self.owner.get_or_try_init(look).await;
+        found.inspect_err(|error| debug!(%error, name, "our own Pod")).ok()
     }
 
     fn api<K>(&self) -> Api<K>
@@ -238,11 +472,26 @@ impl Writer {
     }
 
     /// Named after what it tells of, so that a restarted speaker finds its own again.
-    fn object_name(&self, kind: &str, service: &ServiceKey) -> String {
+    fn name_of(&self, (kind, service): &Object) -> String {
+        let kind = match kind {
+            Kind::Layer2 => "l2",
+            Kind::Bgp => "bgp",
+        };
         let digest = Sha256::digest(format!("{service}#{}", self.me));
         let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
         format!("{kind}-{hex}")
     }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Created {
+    Now,
+    WasThere,
+}
+
+fn key_of(metadata: &ObjectMeta) -> Option<ServiceKey> {
+    let labels = metadata.labels.as_ref()?;
+    Some(ServiceKey::new(labels.get(NAMESPACE_LABEL)?.as_str(), labels.get(NAME_LABEL)?.as_str()))
 }
 
 async fn delete<K>(api: &Api<K>, name: &str) -> Result<(), RequestError>
@@ -250,15 +499,18 @@ where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
 {
     match request(api.delete(name, &DeleteParams::default())).await {
-        Err(error) if !error.status().is_some_and(Status::is_not_found) => Err(error),
+        Err(error) if !error.status().is_some_and(ApiStatus::is_not_found) => Err(error),
         Ok(_) | Err(_) => Ok(()),
     }
 }
 
-async fn patch_status<K>(api: &Api<K>, name: &str, body: Value) -> Result<(), RequestError>
+async fn patch_status<K>(api: &Api<K>, name: &str, status: &Status) -> Result<(), RequestError>
 where
     K: Resource + Clone + std::fmt::Debug + DeserializeOwned,
 {
-    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    request(api.patch_status(name, &params, &Patch::Merge(&body))).await.map(drop)
+    request(api.patch_status(name, &params(), &Patch::Merge(&status.patch()))).await.map(drop)
+}
+
+fn params() -> PatchParams {
+    PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() }
 }

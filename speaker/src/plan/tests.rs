@@ -46,13 +46,13 @@ impl Case {
             cluster: &self.cluster,
             options: &self.options,
         };
-        announcements_of(&key, &self.cluster.services[&key], context)
+        announcements_of(&key, &self.cluster.services[&key], context, &mut Choices::default())
     }
 }
 
 fn candidates(plan: &ServicePlan) -> Vec<String> {
-    let wanted = plan.layer2.as_ref().unwrap().values().next().unwrap();
-    wanted.candidates.nodes.iter().map(ToString::to_string).collect()
+    let (_, first) = plan.candidates().next().unwrap();
+    first.nodes.iter().map(ToString::to_string).collect()
 }
 
 fn prefixes(plan: &ServicePlan) -> Vec<String> {
@@ -79,7 +79,7 @@ fn two_addresses_of_two_pools_are_announced_each_as_its_pool_is() {
     case.cluster.apply_slice(&slice("a", &["n2"]));
     let plan = case.plan("n1", &service("a", &["10.0.0.9", "2001:db8::7"], &json!({})));
     assert_eq!(candidates(&plan), NODES);
-    assert_eq!(plan.layer2.as_ref().unwrap().keys().next(), Some(&"10.0.0.9".parse().unwrap()));
+    assert_eq!(plan.candidates().next().unwrap().0.to_string(), "10.0.0.9");
     assert_eq!(prefixes(&plan), ["2001:db8::7/128"]);
 }
 
@@ -126,7 +126,7 @@ fn every_refusal_has_its_reason() {
     let everywhere = NODES.map(|name| (name, unavailable.clone()));
     let down = Case::new(|_| {}, &everywhere);
     assert!(matches!(refusal(with_endpoint(down), plain()), Refusal::NoCandidate(why)
-        if why.contains("NetworkUnavailable")));
+        if matches!(&*why, Refusal::NodeNetworkUnavailable(_))));
 
     let selective = |all: &mut config::Resources| {
         all.l2_advertisements[0].spec.service_selectors = object(json!([{"matchLabels": {}}]));
@@ -185,10 +185,14 @@ fn advertisements_unite_interfaces_preferences_and_communities() {
     case.cluster.apply_slice(&slice("a", &["n1"]));
     case.cluster.apply_slice(&slice("b", &["n1"]));
     let lan = case.plan("n1", &service("a", &["10.0.0.9"], &json!({})));
-    let wanted = lan.layer2.as_ref().unwrap().values().next().unwrap();
+    let (_, wanted) = lan.candidates().next().unwrap();
     assert_eq!(candidates(&lan), ["n1", "n2"]);
-    assert_eq!(wanted.interfaces, InterfaceMatch::Only(["eth0".into(), "eth1".into()].into()));
-    assert_eq!(wanted.candidates.preference, [("n1".into(), 15)].into());
+    assert_eq!(
+        wanted.interfaces,
+        [("n1".into(), ["eth0".into(), "eth1".into()].into())].into(),
+        "on n2 any"
+    );
+    assert_eq!(wanted.preference, [("n1".into(), 15)].into());
 
     let routed = case.plan("n1", &service("b", &["203.0.113.7"], &json!({})));
     let routes: BTreeSet<_> = routed.bgp.unwrap().remove("tor").unwrap();
@@ -226,5 +230,5 @@ fn services_of_one_address_go_where_both_may() {
         Context { me: &me, config: &case.config, cluster: &case.cluster, options: &case.options };
     let whole = plan(context);
     let wanted = &whole.layer2[&"10.0.0.9".parse::<IpAddr>().unwrap()];
-    assert_eq!(wanted.candidates.nodes, [NodeName::from("n2")].into());
+    assert_eq!(wanted.nodes, [NodeName::from("n2")].into());
 }

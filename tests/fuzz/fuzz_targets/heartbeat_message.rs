@@ -5,34 +5,43 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use layer2::{
-    Candidates, NodeName, Ownership, OwnershipConfig,
-    ownership::{Action, Event},
+use ownership::{
+    Action, Candidates, Event, Extent, Heard, NodeName, Ownership, Settings, View,
 };
 use libfuzzer_sys::fuzz_target;
 
 /// The datagram's own preamble and version, which random octets rarely hit.
-const PREAMBLE: &[u8] = b"BTH\x01";
+const PREAMBLE: &[u8] = b"BTH\x02";
 
 fuzz_target!(|data: &[u8]| {
     let mut now = Instant::now();
     let nodes: BTreeSet<NodeName> = ["n1", "n2", "n3"].map(NodeName::from).into();
     let address = |text: &str| text.parse::<IpAddr>().expect("an address");
-    let everywhere = Candidates { nodes: nodes.clone(), preference: BTreeMap::new() };
-    let elsewhere = Candidates { nodes: ["n2".into()].into(), preference: BTreeMap::new() };
+    let candidates = |nodes: BTreeSet<NodeName>| {
+        Some(Arc::new(Candidates { nodes, ..Candidates::default() }))
+    };
     let wanted = BTreeMap::from([
-        (address("10.0.0.200"), everywhere.clone()),
-        (address("fd00:a::200"), everywhere),
-        (address("10.0.0.201"), elsewhere),
+        (address("10.0.0.200"), candidates(nodes.clone())),
+        (address("fd00:a::200"), candidates(nodes.clone())),
+        (address("10.0.0.201"), candidates(["n2".into()].into())),
     ]);
     let mine: BTreeSet<_> = [address("10.0.0.200"), address("fd00:a::200")].into();
 
-    let mut ownership = Ownership::new(OwnershipConfig::new("n1".into(), 1), now);
-    let mut actions = ownership.handle(Event::Peers(nodes), now);
-    actions.extend(ownership.handle(Event::Wanted(wanted), now));
+    let mut ownership = Ownership::new(Settings::new("n1".into(), 1), now);
+    let stations = [("eth0".to_owned(), [2, 0, 0, 0, 0, 1])].into();
+    let mut actions = ownership.handle(Event::Stations(stations), now);
+    let view = View {
+        version: 1,
+        extent: Extent::Whole,
+        addresses: wanted,
+        peers: Some(nodes),
+        draining: Some(false),
+    };
+    actions.extend(ownership.handle(Event::View(view), now));
     // An octet is the length of the datagram after it and, by its parity, whose it is; 0 lets time
     // pass.
     let mut data = data;
@@ -49,13 +58,27 @@ fuzz_target!(|data: &[u8]| {
                 actions.extend(ownership.handle(Event::Datagram { from, payload }, now));
             }
         }
-        for action in actions.drain(..) {
+        for action in std::mem::take(&mut actions) {
             match action {
                 Action::Own(addresses) => {
-                    assert!(addresses.is_subset(&mine), "owns {addresses:?}");
+                    assert!(addresses.iter().all(|a| mine.contains(a)), "owns {addresses:?}");
                 }
                 Action::Send { payload, .. } => assert!(payload.len() <= 1200),
-                Action::Repeat(_) | Action::PeerUp(_) | Action::PeerDown(_) => {}
+                Action::Ask { address, .. } => {
+                    let event = match length % 3 {
+                        0 => Event::Silence(address),
+                        1 => Event::Heard { address, mac: [2, 0, 0, 0, 0, 2], form: Heard::Has },
+                        _ => Event::Heard { address, mac: [2, 0, 0, 0, 9, 9], form: Heard::Probes },
+                    };
+                    actions.extend(ownership.handle(event, now));
+                }
+                Action::Disown(_)
+                | Action::Repeat(_)
+                | Action::StopAsking(_)
+                | Action::State(..)
+                | Action::PeerUp(_)
+                | Action::PeerDown(_)
+                | Action::Left => {}
             }
         }
         data = rest;

@@ -20,8 +20,8 @@ use kube::{
     runtime::{WatchStreamExt, watcher},
 };
 use netlab::{Lab, Namespace, Process, wait_for};
-use serde_json::{Value, json};
 use tests::{
+    bench::{Goal, Rows, count, cpu, median, memory, percentile, step},
     crowd::{self, CROWD, Observer, Writes},
     install::{NAMESPACE, Place, Workload, install},
     kube::ControlPlane,
@@ -59,12 +59,7 @@ fn main() -> Result<()> {
         Err(error) => bail!("{error:#}\n{}", lab.log_tails(15)),
     };
     lab.close()?;
-    let mut all = rows.0;
-    if let Ok(file) = env::var("BERTH_BENCH_FILE") {
-        all = merged(Path::new(&file), all)?;
-    }
-    print_table(&all);
-    Ok(())
+    rows.publish()
 }
 
 /// How much is measured.
@@ -133,7 +128,7 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     async fn run(&self) -> Result<Rows> {
-        let mut rows = Rows(Vec::new());
+        let mut rows = Rows::default();
         self.idle(&mut rows)?;
         let mut observer = Observer::new(&self.admin);
         step(&format!("making {} Services", self.scale.services));
@@ -161,7 +156,7 @@ impl Bench<'_> {
             sizes.push(memory(&controller, "VmRSS")?);
             controller.stop()?;
         }
-        rows.push("resident memory without Services", "MB", sizes, Some(12.0));
+        rows.push("resident memory without Services", "MB", sizes, Some(Goal::Median(12.0)));
         Ok(())
     }
 
@@ -187,14 +182,19 @@ impl Bench<'_> {
             ));
         }
         let n = self.scale.services;
-        let full = |goal| (n >= FULL).then_some(goal);
+        let full = |goal| (n >= FULL).then_some(Goal::Median(goal));
         let ratio = median(&series.controller) / median(&series.bare);
         rows.push(&format!("{n} pending, standing start"), "s", series.controller, None);
         rows.push(&format!("{n} pending, bare loop"), "s", series.bare, None);
         rows.push("standing start / bare loop (medians)", "ratio", vec![ratio], full(1.25));
         rows.push("CPU of the controller until all are assigned", "s", series.cpu, full(4.0));
         rows.push("peak resident memory until then", "MB", series.peak, full(25.0));
-        rows.push("writes an assignment, besides Events", "", series.writes, Some(1.1));
+        rows.push(
+            "writes an assignment, besides Events",
+            "",
+            series.writes,
+            Some(Goal::Median(1.1)),
+        );
         Ok(())
     }
 
@@ -266,8 +266,8 @@ impl Bench<'_> {
         ensure!(crowd::stored(&self.admin).await? == untouched, "a restart changed other Services");
         let n = self.scale.services;
         let title = format!("restart with {n}: first new Service served");
-        rows.push(&title, "s", times, Some(1.0));
-        rows.push("status writes to the others at a restart", "", others, Some(0.0));
+        rows.push(&title, "s", times, Some(Goal::Median(1.0)));
+        rows.push("status writes to the others at a restart", "", others, Some(Goal::Median(0.0)));
         Ok(())
     }
 
@@ -288,7 +288,7 @@ impl Bench<'_> {
             times.push(seen?.saturating_duration_since(created?).as_secs_f64() * 1e3);
         }
         let n = self.scale.services;
-        let full = |goal| (n >= FULL).then_some(goal);
+        let full = |goal| (n >= FULL).then_some(Goal::Median(goal));
         for (percent, goal) in [(50, 5.0), (99, 25.0)] {
             let title = format!("one more at {n}: answer of the create to status, p{percent}");
             rows.push(&title, "ms", vec![percentile(&times, percent)], full(goal));
@@ -310,7 +310,7 @@ impl Bench<'_> {
         let writes = Writes::of(&self.admin).await?.since(&before);
         step(&format!("writes at rest, of everybody: {writes}"));
         let title = format!("writes in {seconds} s at rest, without Leases");
-        rows.push(&title, "", vec![writes.except(&[" leases"])], Some(0.0));
+        rows.push(&title, "", vec![writes.except(&[" leases"])], Some(Goal::Median(0.0)));
         let title = format!("renewals of the controller's Lease in {seconds} s");
         rows.push(&title, "", vec![count(renewals)], None);
         Ok(())
@@ -343,99 +343,4 @@ struct StandingStart {
     cpu: Vec<f64>,
     peak: Vec<f64>,
     writes: Vec<f64>,
-}
-
-/// What is measured, in the form that `make bench` keeps.
-struct Rows(Vec<Value>);
-
-impl Rows {
-    /// A row with several runs; it is the median that should be at most `goal`.
-    fn push(&mut self, name: &str, unit: &str, mut runs: Vec<f64>, goal: Option<f64>) {
-        runs.sort_by(f64::total_cmp);
-        let (min, max) = (runs[0], runs[runs.len() - 1]);
-        let median = median(&runs);
-        self.0.push(json!({
-            "name": name, "unit": unit, "runs": runs.len(), "min": min, "median": median,
-            "max": max, "goal": goal, "met": goal.map(|goal| median <= goal),
-        }));
-    }
-}
-
-/// The rows of `plan` stay, those of an earlier call go.
-fn merged(file: &Path, new: Vec<Value>) -> Result<Vec<Value>> {
-    let mut all: Vec<Value> = match fs::read_to_string(file) {
-        Ok(text) => serde_json::from_str(&text).with_context(|| file.display().to_string())?,
-        Err(_) => Vec::new(),
-    };
-    all.retain(|old| !new.iter().any(|new| new["name"] == old["name"]));
-    all.extend(new);
-    fs::write(file, serde_json::to_string_pretty(&all)?)
-        .with_context(|| format!("writing {}", file.display()))?;
-    Ok(all)
-}
-
-fn print_table(rows: &[Value]) {
-    let number = |value: &Value| match value.as_f64() {
-        Some(number) if number.fract() == 0.0 && number.abs() < 1e6 => format!("{number:.0}"),
-        Some(number) => format!("{number:.2}"),
-        None => String::new(),
-    };
-    println!(
-        "\n{:<60} {:>5} {:>10} {:>10} {:>10} {:<6} {:>8}",
-        "", "runs", "min", "median", "max", "", "goal"
-    );
-    for row in rows {
-        let verdict = match row["met"].as_bool() {
-            Some(true) => "met",
-            Some(false) => "MISSED",
-            None => "",
-        };
-        println!(
-            "{:<60} {:>5} {:>10} {:>10} {:>10} {:<6} {:>8} {verdict}",
-            row["name"].as_str().unwrap_or_default(),
-            row["runs"].to_string(),
-            number(&row["min"]),
-            number(&row["median"]),
-            number(&row["max"]),
-            row["unit"].as_str().unwrap_or_default(),
-            number(&row["goal"]),
-        );
-    }
-}
-
-/// Tells how far it is: a run takes minutes.
-fn step(what: &str) {
-    eprintln!("bench-controller: {what}");
-}
-
-/// CPU time that a process has used, in seconds: proc(5), `utime` and `stime`, in ticks of 10 ms.
-fn cpu(process: &Process) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.pid()))?;
-    let (_, fields) = stat.rsplit_once(')').context("the name comes in brackets")?;
-    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<f64>);
-    Ok(ticks.sum::<Result<f64, _>>()? / 100.0)
-}
-
-/// A size from proc(5) `status`, in megabytes of 10^6 octets.
-fn memory(process: &Process, field: &str) -> Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{}/status", process.pid()))?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kib = line.and_then(|line| line.split_whitespace().next()).context(field.to_owned())?;
-    Ok(kib.parse::<f64>()? * 1024.0 / 1e6)
-}
-
-fn median(values: &[f64]) -> f64 {
-    percentile(values, 50)
-}
-
-/// Nearest rank.
-fn percentile(values: &[f64], percent: usize) -> f64 {
-    let mut values = values.to_vec();
-    values.sort_by(f64::total_cmp);
-    let rank = (values.len() * percent).div_ceil(100);
-    values[rank.max(1) - 1]
-}
-
-fn count(number: usize) -> f64 {
-    u32::try_from(number).map_or(f64::INFINITY, f64::from)
 }

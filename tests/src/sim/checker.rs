@@ -14,7 +14,6 @@ use k8s_openapi::api::core::v1::Service;
 use speaker::{
     plan::{Context, Options, plan},
     view::Cluster as View,
-    wire::Report,
 };
 
 use super::{
@@ -43,13 +42,13 @@ impl Checker {
     }
 
     /// A node sends a frame: it may only tell of addresses that it owns.
-    pub fn spoken(&mut self, node: &str, report: &Report, frame: &[u8]) {
+    pub fn spoken(&mut self, node: &str, answers: &BTreeSet<IpAddr>, frame: &[u8]) {
         if host::is_question(frame) {
             return;
         }
         if let Some(says) = host::read(frame) {
             self.answers += 1;
-            if !report.owned.contains(&says.address) {
+            if !answers.contains(&says.address) {
                 self.fail(format!("{node} tells of {}, which it does not own", says.address));
             }
         }
@@ -163,14 +162,14 @@ fn owned(cluster: &Cluster, config: &Config, view: &View) -> Result<(), String> 
         cluster
             .nodes
             .iter()
-            .filter(|node| node.speaker.as_ref().is_some_and(|s| s.report.owned.contains(address)))
+            .filter(|node| node.speaker.as_ref().is_some_and(|s| s.answers.contains(address)))
             .collect()
     };
     for (address, asked) in &wanted {
         let live: BTreeSet<_> = cluster
             .nodes
             .iter()
-            .filter(|node| node.speaker.is_some() && asked.candidates.nodes.contains(&node.name))
+            .filter(|node| node.speaker.is_some() && asked.nodes.contains(&node.name))
             .map(|node| &node.name)
             .collect();
         match owners(address)[..] {
@@ -196,7 +195,7 @@ fn owned(cluster: &Cluster, config: &Config, view: &View) -> Result<(), String> 
     }
     for node in &cluster.nodes {
         let Some(speaker) = &node.speaker else { continue };
-        if let Some(address) = speaker.report.owned.iter().find(|a| !wanted.contains_key(a)) {
+        if let Some(address) = speaker.answers.iter().find(|a| !wanted.contains_key(a)) {
             return Err(format!("{} still answers for {address}", node.name));
         }
     }

@@ -8,11 +8,12 @@ use std::{
 };
 
 use config::{NodeName, PeerName};
-use layer2::{Interface, InterfaceIndex};
+use layer2::{AnnouncerSettings, Interface, InterfaceIndex};
+use ownership::AddressState;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use speaker::{
     planner::{self, Planner, PlannerConfig, SessionSpec},
-    wire::{self, Report, Wanted, Wire},
+    wire::{self, Wanted, Wire},
 };
 
 use super::{
@@ -115,8 +116,8 @@ enum Message {
         node: usize,
         life: u64,
     },
-    /// The planner looks at the newest report.
-    Report {
+    /// The planner looks at what the wire has told since it last did.
+    Addresses {
         node: usize,
         life: u64,
     },
@@ -177,8 +178,10 @@ pub struct Node {
 pub struct Speaker {
     pub planner: Planner,
     pub wire: Wire,
-    /// What the wire said last.
-    pub report: Report,
+    /// The addresses that the wire says it answers for.
+    pub answers: BTreeSet<IpAddr>,
+    /// What the wire told and the planner has not seen yet.
+    told: BTreeMap<IpAddr, Option<AddressState>>,
     pub leaving: bool,
     /// What the planner wants and the wire has not seen yet.
     slot: Option<Wanted>,
@@ -419,11 +422,11 @@ impl Cluster {
                     self.tell_wire(node, wire::Event::Wanted(wanted));
                 }
             }
-            Message::Report { node, life } => {
-                let speaker = self.nodes[node].speaker.as_ref();
-                if let Some(speaker) = speaker.filter(|_| self.nodes[node].life == life) {
-                    let report = speaker.report.clone();
-                    self.tell_planner(node, planner::Event::Wire(report));
+            Message::Addresses { node, life } => {
+                let same = self.nodes[node].life == life;
+                if let Some(speaker) = self.nodes[node].speaker.as_mut().filter(|_| same) {
+                    let told = std::mem::take(&mut speaker.told);
+                    self.tell_planner(node, planner::Event::Addresses(told));
                 }
             }
             Message::Dialled { node, life } => {
@@ -502,11 +505,13 @@ impl Cluster {
             heartbeat: Some(IpAddr::from([10, 0, 0, 10 + number(node)])),
             options: speaker::plan::Options::default(),
         });
-        let wire = Wire::new(name, life, self.now);
+        let settings = ownership::Settings::new(name, life);
+        let (wire, _) = Wire::new(settings, AnnouncerSettings::default(), None, self.now);
         self.nodes[node].speaker = Some(Speaker {
             planner,
             wire,
-            report: Report::default(),
+            answers: BTreeSet::new(),
+            told: BTreeMap::new(),
             leaving: false,
             slot: None,
             sessions: BTreeMap::new(),
@@ -745,7 +750,10 @@ impl Cluster {
                 planner::Action::Wanted(wanted) => {
                     let delay = self.delay(10, 2_000);
                     if let Some(speaker) = &mut self.nodes[node].speaker {
-                        speaker.slot = Some(wanted);
+                        match &mut speaker.slot {
+                            Some(waiting) => waiting.merge(wanted),
+                            none => *none = Some(wanted),
+                        }
                     }
                     self.later(delay, Message::Wanted { node, life });
                 }
@@ -815,7 +823,7 @@ impl Cluster {
     }
 
     fn perform_wire(&mut self, node: usize, actions: Vec<wire::Action>) {
-        // The order of the actions is the order of what happened: a report before a frame means
+        // The order of the actions is the order of what happened: a state before a frame means
         // that the frame rests on it.
         for action in actions {
             match action {
@@ -824,32 +832,34 @@ impl Cluster {
                 wire::Action::SendDatagram { to, address: _, payload } => {
                     self.send_datagram(node, &to, payload);
                 }
-                wire::Action::Report(report) => self.reported(node, report),
+                wire::Action::Addresses(states) => self.told(node, states),
+                wire::Action::Report(_) => {}
             }
         }
     }
 
-    fn reported(&mut self, node: usize, report: Report) {
+    fn told(&mut self, node: usize, states: BTreeMap<IpAddr, Option<AddressState>>) {
         let life = self.nodes[node].life;
+        let at = self.elapsed().as_secs_f64() * 1000.0;
         if let Some(speaker) = &mut self.nodes[node].speaker {
-            for address in report.owned.difference(&speaker.report.owned) {
-                self.story.push(format!(
-                    "{:>9.3} ms n{} takes {address}",
-                    (self.now - self.start).as_secs_f64() * 1000.0,
-                    node + 1
-                ));
+            for (&address, state) in &states {
+                if !state.as_ref().is_some_and(|state| state.stage.answers()) {
+                    speaker.answers.remove(&address);
+                } else if speaker.answers.insert(address) {
+                    self.story.push(format!("{at:>9.3} ms n{} takes {address}", node + 1));
+                }
             }
-            speaker.report = report;
+            speaker.told.extend(states);
         }
         let delay = self.delay(10, 500);
-        self.later(delay, Message::Report { node, life });
+        self.later(delay, Message::Addresses { node, life });
     }
 
     // --- the segment
 
     fn send_frame(&mut self, from: usize, frame: Vec<u8>) {
         if let Some(speaker) = &self.nodes[from].speaker {
-            self.checker.spoken(&self.nodes[from].name, &speaker.report, &frame);
+            self.checker.spoken(&self.nodes[from].name, &speaker.answers, &frame);
         }
         let to: [u8; 6] = frame[..6].try_into().expect("a frame has a destination");
         self.broadcast(Station::Node(from), to, &frame.into());

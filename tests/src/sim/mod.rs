@@ -10,7 +10,7 @@ pub mod api;
 pub mod checker;
 pub mod cluster;
 pub mod host;
-mod queue;
+pub(crate) mod queue;
 pub mod replicas;
 pub mod router;
 pub mod scenario;

@@ -26,7 +26,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -636,7 +636,7 @@ impl Pings {
 #[derive(Debug)]
 pub struct Capture {
     stop: Arc<AtomicBool>,
-    listener: JoinHandle<Vec<Heard>>,
+    listener: JoinHandle<Vec<(Instant, Heard)>>,
 }
 
 /// One of the frames that Linux learns from.
@@ -688,7 +688,10 @@ impl Capture {
             let (mut heard, mut frame) = (Vec::new(), [0; 2048]);
             loop {
                 match socket.read(&mut frame) {
-                    Ok(length) => heard.extend(Heard::in_frame(&frame[..length])),
+                    Ok(length) => {
+                        let now = Instant::now();
+                        heard.extend(Heard::in_frame(&frame[..length]).map(|heard| (now, heard)));
+                    }
                     // Nothing more has come by the end.
                     Err(_) if stopped.load(Ordering::Relaxed) => return heard,
                     Err(_) => {}
@@ -700,6 +703,11 @@ impl Capture {
 
     /// Ends it; what was heard, in order.
     pub fn stop(self) -> Vec<Heard> {
+        self.stop_and_time().into_iter().map(|(_, heard)| heard).collect()
+    }
+
+    /// As [`stop`](Self::stop), with the times.
+    pub fn stop_and_time(self) -> Vec<(Instant, Heard)> {
         self.stop.store(true, Ordering::Relaxed);
         self.listener.join().unwrap()
     }

@@ -107,10 +107,17 @@ fn a_dead_node_is_replaced_while_the_api_server_is_away() {
         let address = &addresses[1];
         let dead = stage.owner(address)?;
         let pings = Pings::start(&stage.client, address)?;
+        let capture = Capture::start(&stage.client)?;
+        let since = Instant::now();
         stage.kill_node(dead)?;
         pings.wait_for_more()?;
         let answers = pings.stop()?;
         tell(&format!("n{dead}, the owner of {address}, dies without the API server"), answers);
+        println!("what the client heard, in ms since the link was cut:");
+        for (at, frame) in capture.stop_and_time() {
+            let at = at.saturating_duration_since(since).as_secs_f64() * 1000.0;
+            println!("{at:>9.3} {} is at {} ({:?})", frame.address, frame.mac, frame.form);
+        }
         ensure!(answers.longest_gap <= OUTAGE, "{answers:?}");
         stage.api.set_available(true);
         Ok(())

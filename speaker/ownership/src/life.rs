@@ -362,7 +362,14 @@ impl Ownership {
 
     /// Stops answering without a successor.
     pub(crate) fn release(&mut self, address: IpAddr, now: Instant) {
-        let Some(released) = self.mine(address).map(Claim::released) else { return };
+        let Some(released) = self.mine(address).map(Claim::released) else {
+            // A successor has claimed it already, and this node only answers beside it.
+            if self.holds(address) {
+                self.give_up(address);
+                self.settle(address, now);
+            }
+            return;
+        };
         let above = self.table.best(address).map_or(0, |best| best.epoch.saturating_add(1));
         self.give_up(address);
         self.outbox.beat_first = true;

@@ -19,8 +19,10 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How often one node asks at most.
 const PACE: Duration = Duration::from_millis(20);
 
-/// In how many steps, one a second, all addresses are gone through.
+/// In how many steps, one a second, all addresses are gone through; with more addresses it takes
+/// longer, as all nodes together are to ask for so many of them a second at most.
 const ROUND: usize = 60;
+const MOST: usize = 10;
 const STEP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
@@ -91,7 +93,7 @@ impl Ownership {
             return;
         }
         self.proofs.step_at = Some(now + STEP);
-        let share = self.addresses.len().div_ceil(ROUND);
+        let share = self.addresses.len().div_ceil(ROUND).min(MOST);
         let from = self.proofs.cursor.map_or(Bound::Unbounded, Bound::Excluded);
         let next: Vec<_> =
             self.addresses.range((from, Bound::Unbounded)).take(share).map(|(at, _)| *at).collect();

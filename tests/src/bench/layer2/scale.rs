@@ -238,9 +238,16 @@ fn count_status_writes(segment: &Segment, writes: Arc<AtomicUsize>) {
 pub fn full(_: &Scale, rows: &mut Rows) -> Result<()> {
     let plan = Plan { announced: 10_000, slices: 5, ..Plan::default() };
     on_segment(&plan, |segment| {
+        let writes = Arc::new(AtomicUsize::new(0));
+        count_status_writes(segment, Arc::clone(&writes));
         segment.start_speakers()?;
-        // The last of the gratuitous frames.
+        // The last of the gratuitous frames, and of what is told of addresses that were seen.
         segment.wait_for_silence(Duration::from_secs(6))?;
+        let mut known = 0;
+        while known != writes.load(Ordering::Relaxed) {
+            known = writes.load(Ordering::Relaxed);
+            std::thread::sleep(Duration::from_secs(6));
+        }
         let before = segment.speakers().map(cpu).collect::<Result<Vec<_>>>()?;
         std::thread::sleep(AT_REST);
         let after = segment.speakers().map(cpu).collect::<Result<Vec<_>>>()?;

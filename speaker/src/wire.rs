@@ -232,7 +232,7 @@ impl Wire {
         let gateways = interfaces.iter().flat_map(|interface| &interface.gateways).copied();
         let gateways = gateways.collect();
         self.report.interfaces.clone_from(&interfaces);
-        step.actions.push(Action::Report(self.report.clone()));
+        self.tell_report(step);
         step.announced(self.announcer.handle(announcer::Event::Interfaces(interfaces), now));
         step.owned(self.ownership.handle(ownership::Event::Gateways(gateways), now));
         step.owned(self.ownership.handle(ownership::Event::Stations(stations), now));
@@ -251,33 +251,37 @@ impl Wire {
     }
 
     fn perform_owned(&mut self, action: ownership::Action, now: Instant, step: &mut Step) {
-        if let ownership::Action::State(address, state) = action {
-            step.states.insert(address, state);
-            return;
-        }
-        step.flush();
         let event = match action {
+            ownership::Action::State(address, state) => {
+                step.states.insert(address, state);
+                return;
+            }
             ownership::Action::Send { to, payload } => return self.send(to, payload, step),
             ownership::Action::PeerUp(node) => {
                 self.report.live.insert(node);
-                return step.actions.push(Action::Report(self.report.clone()));
+                return self.tell_report(step);
             }
             ownership::Action::PeerDown(node) => {
                 self.report.live.remove(&node);
-                return step.actions.push(Action::Report(self.report.clone()));
+                return self.tell_report(step);
             }
             ownership::Action::Left => {
                 self.report.left = true;
-                return step.actions.push(Action::Report(self.report.clone()));
+                return self.tell_report(step);
             }
-            ownership::Action::State(..) => return,
             ownership::Action::Own(addresses) => announcer::Event::Own(addresses),
             ownership::Action::Disown(addresses) => announcer::Event::Disown(addresses),
             ownership::Action::Repeat(addresses) => announcer::Event::Repeat(addresses),
             ownership::Action::Ask { address, how } => announcer::Event::Ask { address, how },
             ownership::Action::StopAsking(address) => announcer::Event::StopAsking(address),
         };
+        step.flush();
         step.announced(self.announcer.handle(event, now));
+    }
+
+    fn tell_report(&self, step: &mut Step) {
+        step.flush();
+        step.actions.push(Action::Report(self.report.clone()));
     }
 
     fn send(&self, to: NodeName, payload: Vec<u8>, step: &mut Step) {
@@ -285,6 +289,7 @@ impl Wire {
         // IPv4 sorts first, so a dual-stack node is spoken to over IPv4 and a single-stack one over
         // what it has.
         if let Some(&address) = addresses.and_then(BTreeSet::first) {
+            step.flush();
             step.actions.push(Action::SendDatagram { to, address, payload });
         }
     }

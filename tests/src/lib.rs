@@ -10,4 +10,5 @@ pub mod kube;
 pub mod lab;
 pub mod owners;
 pub mod programs;
+pub mod seeds;
 pub mod sim;

@@ -11,7 +11,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    thread,
     time::Duration,
 };
 
@@ -25,6 +24,7 @@ use tests::owners::{
         BOOTSTRAP, REST, address, bootstrap, cluster, only, placement, play, settled, taken_after,
     },
 };
+use tests::seeds::first_failure;
 
 /// Seeds of a run of `make test`.
 const SEEDS: u64 = 400;
@@ -1295,34 +1295,16 @@ fn random_seeds_break_no_rule() {
     let wanted = number("BERTH_OWNERS_SEED");
     let count = number("BERTH_OWNERS_SEEDS").unwrap_or(SEEDS);
     let seeds = wanted.map_or(0..count, |seed| seed..seed + 1);
-    let next = AtomicU64::new(seeds.start);
     let (datagrams, slowest) = (AtomicU64::new(0), AtomicU64::new(0));
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let failed = thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores)
-            .map(|_| {
-                scope.spawn(|| {
-                    loop {
-                        let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed >= seeds.end {
-                            return None;
-                        }
-                        let played = play(seed, None, wanted.is_some());
-                        datagrams.fetch_add(played.cluster.checker.datagrams(), Ordering::Relaxed);
-                        let settled = u64::try_from(played.settled_after.as_millis()).unwrap();
-                        slowest.fetch_max(settled, Ordering::Relaxed);
-                        if wanted.is_some() {
-                            println!("{}", played.cluster.story.join("\n"));
-                        }
-                        if let Err(error) = played.outcome {
-                            next.store(seeds.end, Ordering::Relaxed);
-                            return Some((seed, error));
-                        }
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
+    let failed = first_failure(seeds.clone(), |seed| {
+        let played = play(seed, None, wanted.is_some());
+        datagrams.fetch_add(played.cluster.checker.datagrams(), Ordering::Relaxed);
+        let settled = u64::try_from(played.settled_after.as_millis()).unwrap();
+        slowest.fetch_max(settled, Ordering::Relaxed);
+        if wanted.is_some() {
+            println!("{}", played.cluster.story.join("\n"));
+        }
+        played.outcome.err()
     });
     if let Some((seed, error)) = failed {
         let story = play(seed, None, true).cluster.story.join("\n");

@@ -5,10 +5,10 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    thread,
     time::Duration,
 };
 
+use tests::seeds::first_failure;
 use tests::sim::{
     Cluster, Fault, Options,
     checker::at_rest,
@@ -204,34 +204,16 @@ fn a_router_that_resets_gets_everything_again() {
 fn random_seeds_break_no_rule() {
     let wanted = std::env::var("BERTH_SIM_SEED").ok().map(|seed| seed.parse::<u64>().unwrap());
     let seeds = wanted.map_or(0..SEEDS, |seed| seed..seed + 1);
-    let next = AtomicU64::new(seeds.start);
     let answers = AtomicU64::new(0);
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    let failed = thread::scope(|scope| {
-        let workers: Vec<_> = (0..cores)
-            .map(|_| {
-                scope.spawn(|| {
-                    loop {
-                        let seed = next.fetch_add(1, Ordering::Relaxed);
-                        if seed >= seeds.end {
-                            return None;
-                        }
-                        let (cluster, outcome) = play(seed, None);
-                        answers.fetch_add(cluster.checker.answers, Ordering::Relaxed);
-                        if wanted.is_some() {
-                            println!("{}", cluster.story.join("\n"));
-                        }
-                        if let Err(error) = outcome {
-                            next.store(seeds.end, Ordering::Relaxed);
-                            return Some((seed, error, cluster.story.join("\n")));
-                        }
-                    }
-                })
-            })
-            .collect();
-        workers.into_iter().filter_map(|worker| worker.join().unwrap()).min()
+    let failed = first_failure(seeds.clone(), |seed| {
+        let (cluster, outcome) = play(seed, None);
+        answers.fetch_add(cluster.checker.answers, Ordering::Relaxed);
+        if wanted.is_some() {
+            println!("{}", cluster.story.join("\n"));
+        }
+        outcome.err().map(|error| (error, cluster.story.join("\n")))
     });
-    if let Some((seed, error, story)) = failed {
+    if let Some((seed, (error, story))) = failed {
         panic!("{story}\nseed {seed}: {error}\nplay it again: make sim SEED={seed}");
     }
     println!(

@@ -60,8 +60,7 @@ impl Ownership {
     pub(crate) fn welcome(&mut self, name: &NodeName, news: News, now: Instant) {
         match news {
             // Its life before may have claimed and announced what nobody here heard of.
-            News::Born => self.farewells.greet(now),
-            News::Returned => self.farewells.greet(now),
+            News::Born | News::Returned => self.farewells.greet(now),
             News::Revived => {
                 self.counters.false_verdicts += 1;
                 self.farewells.greet(now);
@@ -69,15 +68,9 @@ impl Ownership {
             News::Again => return self.farewells.greet(now),
             News::Lives | News::Overtaken => return,
         }
-        if let Some(peer) = self.peers.get(name) {
-            self.outbox.beats.insert(name.clone(), peer.incarnation());
-        }
         self.outbox.digests.insert(name.clone());
-        self.tell_up(name);
-        self.settle_all_of(name, now);
-        self.peers.close_ranks(now);
+        self.follow(name, now);
         self.announce_life(name, news);
-        self.estate.replan();
     }
 
     fn take_beat(&mut self, name: &NodeName, beat: Beat, now: Instant) {
@@ -209,7 +202,7 @@ impl Ownership {
         }
     }
 
-    /// Others hear a life that this node did not know.
+    /// A life that was not known here is heard, by this node or by others.
     fn follow(&mut self, name: &NodeName, now: Instant) {
         if let Some(peer) = self.peers.get(name) {
             self.outbox.beats.insert(name.clone(), peer.incarnation());

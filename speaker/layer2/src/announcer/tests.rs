@@ -90,6 +90,16 @@ fn thousand() -> (Vec<IpAddr>, Interface) {
     ((0..1000).map(address).collect(), interface(ETH0, "eth0", &["10.1.0.1/8"]))
 }
 
+/// One that has just been told that a thousand addresses are its own.
+fn owner_of_a_thousand(start: Instant) -> (Vec<IpAddr>, Announcer) {
+    let (addresses, interface) = thousand();
+    let mut announcer = Announcer::new(AnnouncerSettings::default());
+    announcer.handle(Event::Interfaces(vec![interface]), start);
+    announcer.handle(everywhere(&addresses), start);
+    announcer.handle(Event::Own(addresses.clone()), start);
+    (addresses, announcer)
+}
+
 struct Arp {
     destination: [u8; 6],
     source: [u8; 6],
@@ -299,11 +309,7 @@ fn a_series_stops_at_once_when_the_address_is_lost() {
 #[test]
 fn nothing_is_sent_for_an_address_that_was_lost_while_its_frames_waited() {
     let start = epoch();
-    let (addresses, interface) = thousand();
-    let mut announcer = Announcer::new(AnnouncerSettings::default());
-    announcer.handle(Event::Interfaces(vec![interface]), start);
-    announcer.handle(everywhere(&addresses), start);
-    announcer.handle(Event::Own(addresses.clone()), start);
+    let (addresses, mut announcer) = owner_of_a_thousand(start);
     announcer.handle(Event::Disown(addresses[500..].to_vec()), start);
     let lost: BTreeSet<_> = addresses[500..].iter().map(ToString::to_string).collect();
     for (_, action) in run(&mut announcer, start, start + ms(60_000)) {

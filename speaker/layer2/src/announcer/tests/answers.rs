@@ -266,11 +266,7 @@ fn a_second_station_that_shouts_is_reported_ten_times_a_second() {
 #[test]
 fn stations_that_claim_everything_are_reported_200_times_a_second() {
     let start = epoch();
-    let (addresses, interface) = thousand();
-    let mut announcer = Announcer::new(AnnouncerSettings::default());
-    announcer.handle(Event::Interfaces(vec![interface]), start);
-    announcer.handle(everywhere(&addresses), start);
-    announcer.handle(Event::Own(addresses.clone()), start);
+    let (addresses, mut announcer) = owner_of_a_thousand(start);
     let mut claim_all = |now| {
         let claim = |address: &IpAddr| {
             let mut frame = Arp::default().frame();
@@ -318,11 +314,7 @@ fn a_router_may_ask_for_everything_at_once() {
 #[test]
 fn a_speaker_that_probes_for_everything_again_and_again_is_answered() {
     let start = epoch();
-    let (addresses, interface) = thousand();
-    let mut announcer = Announcer::new(AnnouncerSettings::default());
-    announcer.handle(Event::Interfaces(vec![interface]), start);
-    announcer.handle(everywhere(&addresses), start);
-    announcer.handle(Event::Own(addresses.clone()), start);
+    let (addresses, mut announcer) = owner_of_a_thousand(start);
     for round in 0..10 {
         for address in &addresses {
             let target = address.to_string();

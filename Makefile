@@ -35,7 +35,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 STEPS := setup lint tidy test-unit vectors test-sim test-owners test-lab test-e2e test-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test $(STEPS) sim owners bench bench-demo bench-owners bench-controller bench-layer2 fuzz dist images generate crds manifests clean
+.PHONY: help build demo test $(STEPS) sim owners bench bench-demo bench-owners bench-controller bench-planner bench-layer2 bench-bgp fuzz dist images generate crds manifests clean
 
 help: ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  %-18s %s\n", $$1, $$2 }'
@@ -91,15 +91,16 @@ owners: ## more seeds of it (SEEDS=10000), or one, told as a story (SEED=17)
 		$(CARGO) test --locked --workspace --test owners random -- --nocapture
 
 test-lab: ## the programs on the real kernel, in network namespaces (root)
-	$(CARGO) test --locked --workspace --test lab --test lab_layer2 --test rootless -- --test-threads=1 --nocapture
+	$(CARGO) test --locked --workspace --test lab --test lab_bfd --test lab_bgp \
+		--test lab_bgp_faults --test lab_bgp_restart --test lab_bgp_status --test lab_layer2 --test rootless -- --test-threads=1 --nocapture
 
 test-e2e: ## a real Kubernetes control plane, kube-proxy and an ingress controller (root, Go)
-	$(CARGO) test --locked --workspace --test e2e --test e2e_controller --test e2e_crds -- --test-threads=1
+	$(CARGO) test --locked --workspace --test e2e --test e2e_controller --test e2e_crds --test e2e_status -- --test-threads=1
 
 test-demo: ## the demo, to its end
 	$(CARGO) test --locked --workspace --test demo
 
-bench: bench-demo bench-owners bench-controller bench-layer2 ## every measurement; the figures also go to target/bench/*.json
+bench: bench-demo bench-owners bench-controller bench-planner bench-layer2 bench-bgp ## every measurement; the figures also go to target/bench/*.json
 
 bench-demo: build ## ten times: a Service until its first gratuitous ARP, the outage when a node dies
 	@mkdir -p target/bench
@@ -122,12 +123,25 @@ bench-controller: build ## the controller: its planning alone, then with a real 
 		BERTH_BENCH_PAIRS=$(PAIRS) BERTH_BENCH_SAMPLES=$(SAMPLES) BERTH_BENCH_REST=$(REST) \
 		target/release/bench-controller
 
+bench-planner: ## the speaker's planner alone, with 10,000 Services and 50,000 EndpointSlices: time, and memory for each
+	@mkdir -p target/bench
+	@rm -f target/bench/planner.json
+	$(CARGO) build --release --locked $(PROGRAMS) --package tests
+	BERTH_BENCH_FILE=$(CURDIR)/target/bench/planner.json target/release/bench-planner
+
 bench-layer2: build ## the speaker on a segment: fail-over, hand-over, floods, many Services (root; ROWS=cut,flood RUNS=3)
 	@mkdir -p target/bench
 	@tests/setup.sh bench
 	$(CARGO) build --release --locked $(PROGRAMS) --package tests
 	BERTH_BENCH_FILE=$(CURDIR)/target/bench/layer2.json BERTH_BENCH_ROWS=$(ROWS) BERTH_BENCH_RUNS=$(RUNS) \
 		BERTH_BENCH_WINDOW=$(WINDOW) target/release/bench-layer2
+
+bench-bgp: build ## the speaker and a router: routes come and go, many Services, many routes (root; ROWS=routes,scale RUNS=3)
+	@mkdir -p target/bench
+	@tests/setup.sh bench
+	$(CARGO) build --release --locked $(PROGRAMS) --package tests
+	BERTH_BENCH_FILE=$(CURDIR)/target/bench/bgp.json BERTH_BENCH_ROWS=$(ROWS) BERTH_BENCH_RUNS=$(RUNS) \
+		target/release/bench-bgp
 
 fuzz: ## one decoder against random octets (TARGET=bgp_session TIME=60; nightly, cargo install cargo-fuzz)
 	$(CARGO) +nightly fuzz run --fuzz-dir tests/fuzz $(TARGET) -- -max_total_time=$(TIME) -rss_limit_mb=3000

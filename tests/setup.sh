@@ -13,14 +13,18 @@ programs='
 ip       iproute2         demo lab e2e bench
 setpriv  util-linux       demo lab e2e bench
 nft      nftables         demo lab e2e bench
-bird     bird2            demo lab
-ping     iputils-ping     lab
+bird     bird2            demo lab bench
+ping     iputils-ping     lab bench
 arping   iputils-arping   lab e2e
-/usr/lib/frr/bgpd frr         lab
+/usr/lib/frr/bgpd frr     lab bench
+gobgpd   gobgpd           lab
+exabgp   exabgp           lab
+bgpctl   openbgpd         lab
 curl     curl             lab e2e bench
-tcpdump  tcpdump          bench
+tcpdump  tcpdump          lab bench
 keepalived keepalived     bench
 python3  python3          lab e2e
+setcap   libcap2-bin      lab e2e
 openssl  openssl          e2e
 flock    util-linux       e2e
 '
@@ -96,11 +100,16 @@ if [ -n "$packages" ]; then
     apt-get -qq update >&2
     # shellcheck disable=SC2086 # several words
     apt-get -qq install --no-install-recommends $packages >&2
-    # Nor at the next boot.
-    for package in bird2 frr keepalived; do
-        case " $packages " in *" $package "*)
-            ! command -v systemctl >/dev/null || systemctl --quiet disable "${package%2}" >&2 || : ;;
-        esac
+    # Nor at the next boot, by whichever of the two ways this system boots.
+    for package in bird2 exabgp frr gobgpd keepalived openbgpd; do
+        case " $packages " in *" $package "*) ;; *) continue ;; esac
+        service=${package%2}
+        if command -v systemctl >/dev/null; then
+            systemctl --quiet disable "$service" >&2 || :
+        else
+            rm -f "/etc/systemd/system/multi-user.target.wants/$service.service"
+        fi
+        [ ! -e "/etc/init.d/$service" ] || update-rc.d "$service" disable >&2 || :
     done
 fi
 [ -z "$failed" ]

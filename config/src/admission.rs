@@ -19,6 +19,7 @@ use crate::{
     ConfigError, ObjectRef, Resources, ServiceKey,
     error::{Fault, Rule},
     parse::{self, BFD_PROFILE, BGP_ADVERTISEMENT, BGP_PEER, COMMUNITY, L2_ADVERTISEMENT, POOL},
+    peer,
 };
 
 /// The version of BGPPeer that is stored.
@@ -101,7 +102,7 @@ fn admit_writing(
     if errors.is_empty() {
         errors = effects::contradictions(candidate, of_others, existing);
     }
-    let mut warnings = candidate.deprecations();
+    let mut warnings = candidate.cautions();
     if let (Candidate::Pool(new), true) = (candidate, errors.is_empty()) {
         let parsed = config.pools.get(object.name.as_str());
         warnings.extend(parsed.into_iter().flat_map(|pool| effects::reserved(pool, &config)));
@@ -223,18 +224,12 @@ impl Candidate {
     }
 
     /// Fields that are still read and no longer of any use.
-    fn deprecations(&self) -> Vec<String> {
+    fn cautions(&self) -> Vec<String> {
         match self {
-            Self::BgpPeer(peer) if peer.spec.disable_mp => {
-                vec![
-                    "spec.disableMP has no effect any more; see spec.dualStackAddressFamily"
-                        .to_owned(),
-                ]
-            }
+            Self::BgpPeer(peer) => peer::cautions(&peer.spec),
             Self::Pool(_)
             | Self::L2Advertisement(_)
             | Self::BgpAdvertisement(_)
-            | Self::BgpPeer(_)
             | Self::BfdProfile(_)
             | Self::Community(_) => Vec::new(),
         }

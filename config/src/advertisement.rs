@@ -12,7 +12,7 @@ use crate::{
     AddressRange, BfdProfile, Community, Labels, NodeName, Peer, PeerName, Pool, Selector,
     community::Aliases,
     error::{Fault, Rule},
-    peer::Missing,
+    peer::{self, Missing},
     selector,
 };
 
@@ -48,6 +48,15 @@ pub struct BgpAdvertisement {
     pub aggregation_length_v6: u8,
     /// 0: not set.
     pub local_pref: u32,
+    pub med: Option<u32>,
+    /// 0..=10; 0: as the peer says.
+    pub as_path_prepend: u8,
+    /// A link-bandwidth community tells how many endpoints are ready on the node.
+    pub weight_by_endpoints: bool,
+    /// The routes of a Service that lost its last endpoint stay.
+    pub keep_last_announcement: bool,
+    /// Routes that come and go often are announced late.
+    pub damping: bool,
     pub communities: BTreeSet<Community>,
     /// Empty: every peer.
     pub peers: BTreeSet<PeerName>,
@@ -165,6 +174,8 @@ pub(crate) fn parse_bgp(
         parse_length("spec.aggregationLength", spec.aggregation_length, 1, 32, &mut faults);
     let aggregation_length_v6 =
         parse_length("spec.aggregationLengthV6", spec.aggregation_length_v6, 0, 128, &mut faults);
+    let prepend = u32::from(spec.as_path_prepend);
+    crate::within("spec.asPathPrepend", prepend, 0, peer::MAX_PREPEND, &mut faults);
     for (field, length, default) in [
         ("spec.aggregationLength", spec.aggregation_length, crds::DEFAULT_AGGREGATION_LENGTH),
         (
@@ -186,6 +197,11 @@ pub(crate) fn parse_bgp(
         aggregation_length,
         aggregation_length_v6,
         local_pref: spec.local_pref,
+        med: spec.med,
+        as_path_prepend: spec.as_path_prepend,
+        weight_by_endpoints: spec.weight_by_endpoints,
+        keep_last_announcement: spec.keep_last_announcement,
+        damping: spec.damping,
         communities,
         peers: peers.into_iter().map(PeerName::from).collect(),
         service_selectors,
@@ -203,9 +219,12 @@ pub(crate) fn pool_faults(
 ) -> Vec<Fault> {
     let wide = pool.ranges.iter().filter_map(|range| too_wide(advertisement, pool, range));
     let mut faults: Vec<Fault> = wide.collect();
-    let clash =
-        pool.bgp_advertisements.iter().find(|other| local_pref_clash(advertisement, other, pool));
-    if let Some(other) = clash {
+    let same: Vec<&Arc<BgpAdvertisement>> = pool
+        .bgp_advertisements
+        .iter()
+        .filter(|other| same_routes(advertisement, other, pool))
+        .collect();
+    if let Some(other) = same.iter().find(|other| other.local_pref != advertisement.local_pref) {
         let rule = Rule::LocalPreference {
             advertisement: advertisement.name.clone(),
             preference: advertisement.local_pref,
@@ -214,6 +233,19 @@ pub(crate) fn pool_faults(
             pool: pool.name.to_string(),
         };
         faults.push(Fault::new("spec.localPref", rule));
+    }
+    let other_med = same.iter().find(|other| other.med != advertisement.med);
+    let prepend = advertisement.as_path_prepend;
+    let other_prepend = same.iter().find(|other| other.as_path_prepend != prepend);
+    for (attribute, other) in [("med", other_med), ("asPathPrepend", other_prepend)] {
+        let Some(other) = other else { continue };
+        let rule = Rule::RouteAttribute {
+            advertisement: advertisement.name.clone(),
+            other: other.name.clone(),
+            pool: pool.name.to_string(),
+            attribute,
+        };
+        faults.push(Fault::new(format!("spec.{attribute}"), rule));
     }
     let echoing = peers.values().filter(|peer| advertisement.is_for(&peer.name)).find_map(|peer| {
         let profile = profiles.get(peer.bfd_profile.as_ref()?)?;
@@ -312,18 +344,16 @@ fn too_wide(advertisement: &BgpAdvertisement, pool: &Pool, range: &AddressRange)
     })
 }
 
-/// True when some route of `pool` would go from one node to one peer with two values of
-/// LOCAL_PREF. Advertisements for some Services only are left to be compared when it is known
-/// which Services those are.
-fn local_pref_clash(a: &BgpAdvertisement, b: &BgpAdvertisement, pool: &Pool) -> bool {
+/// True when some route of `pool` goes from one node to one peer by both. Advertisements for some
+/// Services only are left to be compared when it is known which Services those are.
+fn same_routes(a: &BgpAdvertisement, b: &BgpAdvertisement, pool: &Pool) -> bool {
     let has = |ipv4: bool| pool.ranges.iter().any(|range| range.is_ipv4() == ipv4);
-    let same_routes = (has(true) && a.aggregation_length == b.aggregation_length)
+    let same_prefixes = (has(true) && a.aggregation_length == b.aggregation_length)
         || (has(false) && a.aggregation_length_v6 == b.aggregation_length_v6);
     let share_peers = a.peers.is_empty() || b.peers.is_empty() || !a.peers.is_disjoint(&b.peers);
-    a.local_pref != b.local_pref
-        && a.service_selectors.is_empty()
+    a.service_selectors.is_empty()
         && b.service_selectors.is_empty()
-        && same_routes
+        && same_prefixes
         && share_peers
         && !a.nodes.is_disjoint(&b.nodes)
 }
@@ -423,6 +453,7 @@ mod tests {
             "communities": ["1:2", "name", "unknown", "1:65536"],
             "aggregationLength": 0,
             "aggregationLengthV6": 129,
+            "asPathPrepend": 11,
         }))
         .unwrap_err();
         assert_eq!(
@@ -434,6 +465,7 @@ mod tests {
                 "spec.communities[3]",
                 "spec.aggregationLength",
                 "spec.aggregationLengthV6",
+                "spec.asPathPrepend",
             ]
         );
     }

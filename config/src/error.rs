@@ -144,7 +144,9 @@ pub enum Rule {
     AggregationWithSelectors,
     #[error(
         "{0:?} is neither a community nor the name of one; write \"A:B\" with numbers up to \
-         65535, \"large:A:B:C\" with numbers up to 4294967295, or define the name in a Community"
+         65535, \"large:A:B:C\" with numbers up to 4294967295, \"rt:A:B\" or \"soo:A:B\" with an \
+         AS number or an IPv4 address and a number (six octets in all), \"ext:0x\" with 16 \
+         hexadecimal digits, or define the name in a Community"
     )]
     Community(String),
     #[error("the name {0:?} is already defined in Community {1:?}")]
@@ -160,6 +162,18 @@ pub enum Rule {
         other: String,
         other_preference: u32,
         pool: String,
+    },
+    #[error(
+        "BGPAdvertisement {advertisement:?} gives the same routes of pool {pool:?} from the same \
+         nodes to the same peers another {attribute} than {other:?}; make them equal, or keep the \
+         two apart"
+    )]
+    RouteAttribute {
+        advertisement: String,
+        other: String,
+        pool: String,
+        /// `med` or `asPathPrepend`.
+        attribute: &'static str,
     },
     #[error(
         "pool {pool:?}, which BGPAdvertisement {advertisement:?} announces to BGPPeer {peer:?}, \
@@ -193,6 +207,17 @@ pub enum Rule {
     ConnectTime(String),
     #[error("the peer is of our own AS {0}, so ebgpMultiHop has no meaning; remove it")]
     MultiHopWithinAs(u32),
+    #[error(
+        "ttlSecurityHops already says how far away the peer may be, and sends with the highest \
+         TTL; remove ebgpMultiHop"
+    )]
+    MultiHopWithTtlSecurity,
+    #[error("{0} is more than 10m, the longest time between two announcements of a prefix")]
+    AdvertisementInterval(String),
+    #[error("{0} is not a whole number of seconds within 1s to 4095s")]
+    RestartTime(String),
+    #[error("there is no key for it; name a Secret in passwordSecret")]
+    TcpAoWithoutKey,
     #[error("both password and passwordSecret are set; remove one")]
     TwoPasswords,
     #[error("there is no Secret {0:?} in the namespace that Berth runs in")]
@@ -216,6 +241,13 @@ pub enum Rule {
     // BFDProfile
     #[error("{value} is not within {min} to {max}")]
     OutOfRange { value: u32, min: u32, max: u32 },
+    #[error("no Secret is named; name the Secret that holds the key")]
+    NoKeySecret,
+    #[error(
+        "the key in Secret {secret:?} is longer than {max} bytes, which is all that this type of \
+         authentication has; give both sides a shorter one"
+    )]
+    KeyLength { secret: String, max: usize },
     #[error("failed to delete BFDProfile {profile}, used by BGPPeer {peer}")]
     ProfileInUse { profile: String, peer: String },
 }
@@ -258,6 +290,7 @@ impl Rule {
             Self::Community(_) => "Community",
             Self::AliasTaken(..) => "AliasTaken",
             Self::LocalPreference { .. } => "LocalPreference",
+            Self::RouteAttribute { .. } => "RouteAttribute",
             Self::EchoOverIpv6 { .. } => "EchoOverIpv6",
             Self::NoMyAsn => "NoMyAsn",
             Self::NoPeerAsn => "NoPeerAsn",
@@ -271,6 +304,10 @@ impl Rule {
             Self::KeepaliveTime { .. } => "KeepaliveTime",
             Self::ConnectTime(_) => "ConnectTime",
             Self::MultiHopWithinAs(_) => "MultiHopWithinAs",
+            Self::MultiHopWithTtlSecurity => "MultiHopWithTtlSecurity",
+            Self::AdvertisementInterval(_) => "AdvertisementInterval",
+            Self::RestartTime(_) => "RestartTime",
+            Self::TcpAoWithoutKey => "TcpAoWithoutKey",
             Self::TwoPasswords => "TwoPasswords",
             Self::NoSecret(_) => "NoSecret",
             Self::SecretType { .. } => "SecretType",
@@ -279,6 +316,8 @@ impl Rule {
             Self::NoBfdProfile(_) => "NoBfdProfile",
             Self::DuplicateSession { .. } => "DuplicateSession",
             Self::OutOfRange { .. } => "OutOfRange",
+            Self::NoKeySecret => "NoKeySecret",
+            Self::KeyLength { .. } => "KeyLength",
             Self::ProfileInUse { .. } => "ProfileInUse",
         }
     }

@@ -14,6 +14,7 @@ mod fixture;
 mod parse;
 mod peer;
 mod pool;
+mod secret;
 mod selector;
 
 use std::{
@@ -28,13 +29,17 @@ use ipnet::IpNet;
 
 pub use admission::{Candidate, Existing, Operation, admit};
 pub use advertisement::{BgpAdvertisement, InterfaceMatch, L2Advertisement};
-pub use bfd_profile::BfdProfile;
+pub use bfd_profile::{BfdAuthentication, BfdProfile};
 pub use community::{Community, NotACommunity};
-pub use crds::{AllocationOrder, RemovalPolicy, SharingScope};
+pub use crds::{
+    AllocationOrder, BFDAuthenticationType as BfdAuthenticationKind, RemovalPolicy, SharingScope,
+    TcpAOAlgorithm as TcpAoAlgorithm,
+};
 pub use error::{ConfigError, ObjectRef, RangeError, Rule};
 pub use parse::Sources;
-pub use peer::{Password, Peer, PeerAddress, PeerAsn};
+pub use peer::{Peer, PeerAddress, PeerAsn, TcpAo};
 pub use pool::{AddressRange, Pool, ServiceAllocation, is_buggy};
+pub use secret::{Password, Secret};
 pub use selector::{Labels, PackedLabels, Selector, SelectorError, SelectorRule};
 
 use error::Fault;
@@ -74,7 +79,8 @@ pub struct Resources {
     pub bgp_peers: Vec<crds::BGPPeer>,
     pub bfd_profiles: Vec<crds::BFDProfile>,
     pub communities: Vec<crds::Community>,
-    /// Secrets of the namespace that peers name: by name, the type and the key `password`.
+    /// Secrets of the namespace that peers and BFD profiles name: by name, the type and the key
+    /// `password`.
     pub secrets: BTreeMap<String, Secret>,
     /// Labels of every Node.
     pub nodes: BTreeMap<NodeName, Labels>,
@@ -104,19 +110,6 @@ pub struct Reserved {
     pub nodes: BTreeMap<IpAddr, (NodeName, Arc<str>)>,
     /// What cluster IPs are from.
     pub service_ranges: Vec<IpNet>,
-}
-
-/// What a BGP password Secret holds.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Secret {
-    pub kind: String,
-    pub password: Option<String>,
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Secret").field("kind", &self.kind).finish_non_exhaustive()
-    }
 }
 
 /// The configuration in force.
@@ -150,6 +143,14 @@ fn unique(field: &str, names: &[String], faults: &mut Vec<Fault>) -> BTreeSet<St
         }
     }
     set
+}
+
+/// A number of a field that has limits.
+fn within(field: &str, value: u32, min: u32, max: u32, faults: &mut Vec<Fault>) -> u32 {
+    if !(min..=max).contains(&value) {
+        faults.push(Fault::new(field, Rule::OutOfRange { value, min, max }));
+    }
+    value
 }
 
 fn parse_duration(

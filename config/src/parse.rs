@@ -22,6 +22,7 @@ use crate::{
     error::{Fault, Rule},
     peer::{self, Missing, References},
     pool::{self, Claims},
+    secret::Secrets,
 };
 
 pub(crate) const POOL: &str = "IPAddressPool";
@@ -118,7 +119,8 @@ impl<'a> Parser<'a> {
                 self.error(BFD_PROFILE, name, Fault::new("metadata.name", Rule::NameTaken));
                 continue;
             }
-            let parsed = match bfd_profile::parse(name, &profile.spec) {
+            let secrets = Secrets { now: &resources.secrets, last: None, missing: self.missing };
+            let parsed = match bfd_profile::parse(name, &profile.spec, secrets) {
                 Ok(parsed) => Some(parsed),
                 Err(faults) => {
                     self.errors(BFD_PROFILE, name, faults);
@@ -273,12 +275,16 @@ impl<'a> Parser<'a> {
         let profiles: BTreeSet<String> = self.config.bfd_profiles.keys().cloned().collect();
         let references = References {
             nodes: &resources.nodes,
-            secrets: &resources.secrets,
+            secrets: Secrets { now: &resources.secrets, last: None, missing: self.missing },
             profiles: &profiles,
             last: None,
             missing: self.missing,
         };
-        let with_last = References { last: Some(last), ..references };
+        let with_last = References {
+            secrets: Secrets { last: Some(last), ..references.secrets },
+            last: Some(last),
+            ..references
+        };
         let kept = |parser: &Self, name: &str| {
             let spec = last.sources.peers.get(name)?;
             let peer = peer::parse(name, spec, &with_last).ok()?;

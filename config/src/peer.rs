@@ -1,6 +1,6 @@
 //! BGPPeers: with whom the nodes talk BGP.
 //!
-//! Timers: RFC 4271 sections 4.2 and 4.4; password: RFC 2385.
+//! Timers: RFC 4271 sections 4.2 and 4.4; password: RFC 2385, RFC 5925; hops: RFC 5082.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,9 +9,12 @@ use std::{
     time::Duration,
 };
 
+use crds::TcpAOAlgorithm;
+
 use crate::{
-    Config, Labels, NodeName, PeerName, Secret,
+    Config, Labels, NodeName, Password, PeerName,
     error::{Fault, Rule},
+    secret::Secrets,
     selector,
 };
 
@@ -25,7 +28,15 @@ const MIN_HOLD_TIME: Duration = Duration::from_secs(3);
 const MAX_SECONDS: Duration = Duration::from_secs(65535);
 /// Longest TCP MD5 key that Linux takes, in bytes.
 const MAX_PASSWORD: usize = 80;
-const SECRET_TYPE: &str = "kubernetes.io/basic-auth";
+/// Enough for a speaker to be replaced, and short for a node that does not come back.
+const DEFAULT_RESTART_TIME: Duration = Duration::from_secs(15);
+/// What 12 bits hold (RFC 4724 section 3).
+const MAX_RESTART_TIME: Duration = Duration::from_secs(4095);
+/// A node that does not come back is sent traffic for so long; more is worth a warning.
+const LONG_RESTART_TIME: Duration = Duration::from_secs(60);
+const MAX_ADVERTISEMENT_INTERVAL: Duration = Duration::from_secs(600);
+/// More would only be a longer message: the first few decide.
+pub(crate) const MAX_PREPEND: u32 = 10;
 
 /// A router and how to talk to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +61,32 @@ pub struct Peer {
     pub vrf: Option<String>,
     pub local_asn: Option<u32>,
     pub dual_stack_address_family: bool,
+    /// The peer connects, not we.
+    pub passive: bool,
+    /// 1..=254: the peer is at most so many hops away (RFC 5082).
+    pub ttl_security_hops: Option<u8>,
+    /// Of routes that no advertisement gives one.
+    pub local_pref: Option<u32>,
+    /// Of routes that no advertisement gives one.
+    pub med: Option<u32>,
+    /// 0..=10: of routes for which no advertisement says so.
+    pub as_path_prepend: u8,
+    /// 0..=600 s
+    pub min_advertisement_interval: Duration,
+    /// 1..=4095 s, whole seconds; counts with `graceful_restart` only.
+    pub restart_time: Duration,
+    /// Nothing is announced before BFD is up; counts with `bfd_profile` only.
+    pub bfd_strict: bool,
+    /// The key is `password`, which is there.
+    pub tcp_ao: Option<TcpAo>,
+}
+
+/// How the TCP Authentication Option is used (RFC 5925).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TcpAo {
+    pub send_id: u8,
+    pub receive_id: u8,
+    pub algorithm: TcpAOAlgorithm,
 }
 
 /// The AS number that the peer has to have.
@@ -68,16 +105,6 @@ pub enum PeerAddress {
     Address(IpAddr),
     /// Unnumbered: whoever answers on this interface.
     Interface(String),
-}
-
-/// A TCP MD5 key; never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Password(pub String);
-
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("<redacted>")
-    }
 }
 
 impl fmt::Display for PeerAddress {
@@ -100,11 +127,10 @@ impl Peer {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct References<'a> {
     pub nodes: &'a BTreeMap<NodeName, Labels>,
-    pub secrets: &'a BTreeMap<String, Secret>,
+    pub secrets: Secrets<'a>,
     /// Names of the BFDProfiles.
     pub profiles: &'a BTreeSet<String>,
-    /// Passwords that Secrets held, and BFDProfiles that there were, to go on with when they are
-    /// gone.
+    /// BFDProfiles that there were, to go on with when they are gone.
     pub last: Option<&'a Config>,
     pub missing: Missing,
 }
@@ -114,10 +140,6 @@ impl References<'_> {
         self.missing == Missing::NotYet
             || self.profiles.contains(name)
             || self.last.is_some_and(|last| last.bfd_profiles.contains_key(name))
-    }
-
-    fn last_password(&self, secret: &str) -> Option<Password> {
-        self.last?.sources.password(secret).cloned()
     }
 }
 
@@ -157,6 +179,22 @@ pub(crate) fn parse(
     {
         faults.push(Fault::new("spec.bfdProfile", Rule::NoBfdProfile(profile.clone())));
     }
+    let hops = spec.ttl_security_hops.map(u32::from);
+    if let Some(hops) = hops {
+        crate::within("spec.ttlSecurityHops", hops, 1, 254, &mut faults);
+        if spec.ebgp_multi_hop {
+            faults.push(Fault::new("spec.ebgpMultiHop", Rule::MultiHopWithTtlSecurity));
+        }
+    }
+    crate::within(
+        "spec.asPathPrepend",
+        u32::from(spec.as_path_prepend),
+        0,
+        MAX_PREPEND,
+        &mut faults,
+    );
+    let min_advertisement_interval = parse_advertisement_interval(spec, &mut faults);
+    let restart_time = parse_restart_time(spec, &mut faults);
     let (Some(peer_asn), Some(address), true) = (peer_asn, address, faults.is_empty()) else {
         return Err(faults);
     };
@@ -179,7 +217,38 @@ pub(crate) fn parse(
         vrf: given(&spec.vrf).map(str::to_owned),
         local_asn: spec.local_asn.filter(|&asn| asn != 0),
         dual_stack_address_family: spec.dual_stack_address_family,
+        passive: spec.passive,
+        ttl_security_hops: spec.ttl_security_hops,
+        local_pref: spec.local_pref,
+        med: spec.med,
+        as_path_prepend: spec.as_path_prepend,
+        min_advertisement_interval,
+        restart_time,
+        bfd_strict: spec.bfd_strict.unwrap_or(true),
+        tcp_ao: spec.tcp_ao.map(|ao| TcpAo {
+            send_id: ao.send_id,
+            receive_id: ao.receive_id,
+            algorithm: ao.algorithm,
+        }),
     })
+}
+
+/// What the author of a BGPPeer without a fault should know all the same.
+pub(crate) fn cautions(spec: &crds::BGPPeerSpec) -> Vec<String> {
+    let mut cautions = Vec::new();
+    if spec.disable_mp {
+        let text = "spec.disableMP has no effect any more; see spec.dualStackAddressFamily";
+        cautions.push(text.to_owned());
+    }
+    let time = spec.graceful_restart_time.as_ref().and_then(|text| text.parse().ok());
+    if let Some(time) = time.filter(|time| *time > LONG_RESTART_TIME) {
+        cautions.push(format!(
+            "spec.gracefulRestartTime: the peer goes on sending traffic for {} to a node that is \
+             gone, unless BFD tells it; 1m0s or less is enough for a speaker to be replaced",
+            crds::Duration::from(time)
+        ));
+    }
+    cautions
 }
 
 /// Go has no absent texts: an empty one in a manifest means that nothing is given.
@@ -268,6 +337,29 @@ fn parse_connect_time(spec: &crds::BGPPeerSpec, faults: &mut Vec<Fault>) -> Opti
     Some(time)
 }
 
+fn parse_advertisement_interval(spec: &crds::BGPPeerSpec, faults: &mut Vec<Fault>) -> Duration {
+    let field = "spec.minAdvertisementInterval";
+    let given = spec.min_advertisement_interval.as_ref();
+    let time = crate::parse_duration(field, given, faults).unwrap_or_default();
+    if time > MAX_ADVERTISEMENT_INTERVAL {
+        let rule = Rule::AdvertisementInterval(crds::Duration::from(time).to_string());
+        faults.push(Fault::new(field, rule));
+    }
+    time
+}
+
+fn parse_restart_time(spec: &crds::BGPPeerSpec, faults: &mut Vec<Fault>) -> Duration {
+    let field = "spec.gracefulRestartTime";
+    let given = spec.graceful_restart_time.as_ref();
+    let Some(time) = crate::parse_duration(field, given, faults) else {
+        return DEFAULT_RESTART_TIME;
+    };
+    if time.subsec_nanos() != 0 || !(Duration::from_secs(1)..=MAX_RESTART_TIME).contains(&time) {
+        faults.push(Fault::new(field, Rule::RestartTime(crds::Duration::from(time).to_string())));
+    }
+    time
+}
+
 fn parse_password(
     spec: &crds::BGPPeerSpec,
     references: &References<'_>,
@@ -275,24 +367,24 @@ fn parse_password(
 ) -> Option<Password> {
     let secret = spec.password_secret.as_ref().and_then(|secret| given(&secret.name));
     let (field, password) = match (given(&spec.password), secret) {
-        (None, None) => return None,
+        (None, None) => {
+            if spec.tcp_ao.is_some() {
+                faults.push(Fault::new("spec.tcpAO", Rule::TcpAoWithoutKey));
+            }
+            return None;
+        }
         (Some(_), Some(_)) => {
             faults.push(Fault::new("spec.passwordSecret", Rule::TwoPasswords));
             return None;
         }
         (Some(password), None) => ("spec.password", Password(password.to_owned())),
-        (None, Some(_)) if references.missing == Missing::NotYet => return None,
-        (None, Some(name)) => {
-            let password = secret_password(name, references.secrets)
-                .or_else(|rule| references.last_password(name).ok_or(rule));
-            match password {
-                Ok(password) => ("spec.passwordSecret", password),
-                Err(rule) => {
-                    faults.push(Fault::new("spec.passwordSecret", rule));
-                    return None;
-                }
+        (None, Some(name)) => match references.secrets.password(name) {
+            Ok(password) => ("spec.passwordSecret", password?),
+            Err(rule) => {
+                faults.push(Fault::new("spec.passwordSecret", rule));
+                return None;
             }
-        }
+        },
     };
     if password.0.len() > MAX_PASSWORD {
         faults.push(Fault::new(field, Rule::PasswordLength));
@@ -300,35 +392,22 @@ fn parse_password(
     Some(password)
 }
 
-fn secret_password(name: &str, secrets: &BTreeMap<String, Secret>) -> Result<Password, Rule> {
-    let secret = secrets.get(name).ok_or_else(|| Rule::NoSecret(name.to_owned()))?;
-    if secret.kind != SECRET_TYPE {
-        return Err(Rule::SecretType { name: name.to_owned(), kind: secret.kind.clone() });
-    }
-    secret
-        .password
-        .clone()
-        .filter(|password| !password.is_empty())
-        .map(Password)
-        .ok_or_else(|| Rule::SecretWithoutPassword(name.to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::fixture::fields;
+    use crate::{Secret, fixture::fields};
 
     fn secrets() -> BTreeMap<String, Secret> {
         let secret = |kind: &str, password: Option<&str>| Secret {
             kind: kind.to_owned(),
-            password: password.map(str::to_owned),
+            password: password.map(|text| Password(text.to_owned())),
         };
         BTreeMap::from([
-            ("good".to_owned(), secret(SECRET_TYPE, Some("secret"))),
+            ("good".to_owned(), secret("kubernetes.io/basic-auth", Some("secret"))),
             ("opaque".to_owned(), secret("Opaque", Some("secret"))),
-            ("empty".to_owned(), secret(SECRET_TYPE, None)),
+            ("empty".to_owned(), secret("kubernetes.io/basic-auth", None)),
         ])
     }
 
@@ -344,7 +423,7 @@ mod tests {
         }
         let references = References {
             nodes: &BTreeMap::from([("n".into(), Labels::new())]),
-            secrets: &secrets(),
+            secrets: Secrets { now: &secrets(), last: None, missing: Missing::Fault },
             profiles: &BTreeSet::from(["fast".to_owned()]),
             last: None,
             missing: Missing::Fault,
@@ -375,6 +454,15 @@ mod tests {
                 vrf: None,
                 local_asn: None,
                 dual_stack_address_family: false,
+                passive: false,
+                ttl_security_hops: None,
+                local_pref: None,
+                med: None,
+                as_path_prepend: 0,
+                min_advertisement_interval: Duration::ZERO,
+                restart_time: Duration::from_secs(15),
+                bfd_strict: true,
+                tcp_ao: None,
             }
         );
         let empty_texts = json!({
@@ -461,6 +549,39 @@ mod tests {
                 "has no key \"password\"",
             ),
             (json!({ "password": "x".repeat(81) }), "spec.password", "longer than 80 bytes"),
+            (json!({ "ttlSecurityHops": 0 }), "spec.ttlSecurityHops", "0 is not within 1 to 254"),
+            (
+                json!({ "ttlSecurityHops": 1, "ebgpMultiHop": true }),
+                "spec.ebgpMultiHop",
+                "remove ebgpMultiHop",
+            ),
+            (json!({ "asPathPrepend": 11 }), "spec.asPathPrepend", "11 is not within 0 to 10"),
+            (
+                json!({ "minAdvertisementInterval": "601s" }),
+                "spec.minAdvertisementInterval",
+                "10m1s is more than 10m",
+            ),
+            (
+                json!({ "minAdvertisementInterval": "often" }),
+                "spec.minAdvertisementInterval",
+                "\"often\" is not a duration",
+            ),
+            (
+                json!({ "gracefulRestartTime": "1h8m16s" }),
+                "spec.gracefulRestartTime",
+                "1h8m16s is not a whole number of seconds within 1s to 4095s",
+            ),
+            (json!({ "gracefulRestartTime": "0s" }), "spec.gracefulRestartTime", "within 1s to"),
+            (
+                json!({ "gracefulRestartTime": "1.5s" }),
+                "spec.gracefulRestartTime",
+                "a whole number",
+            ),
+            (
+                json!({ "tcpAO": { "sendID": 1, "receiveID": 2, "algorithm": "HMACSHA1" } }),
+                "spec.tcpAO",
+                "name a Secret in passwordSecret",
+            ),
             (json!({ "bfdProfile": "slow" }), "spec.bfdProfile", "there is no BFDProfile \"slow\""),
             (json!({ "nodeSelectors": [{}, {}] }), "spec.nodeSelectors[1]", "given twice"),
         ] {
@@ -479,6 +600,10 @@ mod tests {
             "sourceAddress": "2001:db8::1", "connectTime": "10s", "routerID": "192.0.2.2",
             "passwordSecret": { "name": "good" }, "bfdProfile": "fast", "ebgpMultiHop": true,
             "enableGracefulRestart": true, "vrf": "red", "dualStackAddressFamily": true,
+            "passive": true, "localPref": 0, "med": 50, "asPathPrepend": 10,
+            "minAdvertisementInterval": "500ms", "gracefulRestartTime": "1m30s",
+            "bfdStrict": false,
+            "tcpAO": { "sendID": 1, "receiveID": 255, "algorithm": "AESCMAC128" },
             "nodeSelectors": [{ "matchLabels": { "no": "node" } }],
         }))
         .unwrap();
@@ -503,6 +628,19 @@ mod tests {
                 vrf: Some("red".to_owned()),
                 local_asn: Some(64502),
                 dual_stack_address_family: true,
+                passive: true,
+                ttl_security_hops: None,
+                local_pref: Some(0),
+                med: Some(50),
+                as_path_prepend: 10,
+                min_advertisement_interval: Duration::from_millis(500),
+                restart_time: Duration::from_secs(90),
+                bfd_strict: false,
+                tcp_ao: Some(TcpAo {
+                    send_id: 1,
+                    receive_id: 255,
+                    algorithm: TcpAOAlgorithm::AesCmac128,
+                }),
             }
         );
     }
@@ -511,6 +649,5 @@ mod tests {
     fn passwords_are_never_printed() {
         let peer = parsed(json!({ "password": "hunter2" })).unwrap();
         assert!(!format!("{peer:?}").contains("hunter2"));
-        assert!(!format!("{:?}", secrets()).contains("\"secret\""));
     }
 }

@@ -1,5 +1,6 @@
 //! BFDProfile.
 
+use k8s_openapi::api::core::v1::SecretReference;
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,9 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::AcceptanceStatus;
 
 /// How a BGP session is watched by BFD (RFC 5880).
-#[derive(
-    CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq,
-)]
+#[derive(CustomResource, Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[kube(
     group = "metallb.io",
     version = "v1beta1",
@@ -59,4 +58,34 @@ pub struct BFDProfileSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 254))]
     pub minimum_ttl: Option<u32>,
+    /// See [`BFDAuthentication`], whose description is the one in the schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authentication: Option<BFDAuthentication>,
+}
+
+/// Authenticate the packets of the session (RFC 5880 section 6.7); the peer has to do the same.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct BFDAuthentication {
+    /// See [`BFDAuthenticationType`], whose description is the one in the schema.
+    #[serde(rename = "type")]
+    pub kind: BFDAuthenticationType,
+    /// Identifies the key in every packet.
+    #[serde(rename = "keyID")]
+    #[schemars(range(min = 0, max = 255))]
+    pub key_id: u8,
+    /// Secret with the key: of type "kubernetes.io/basic-auth", in the namespace that Berth runs
+    /// in, the key under "password": up to 16 bytes for MD5, up to 20 for SHA1.
+    #[schemars(schema_with = "crate::schema::secret_reference")]
+    pub secret: SecretReference,
+}
+
+/// How a packet is authenticated. A meticulous kind has another sequence number in every packet, so
+/// that none can be played back.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BFDAuthenticationType {
+    KeyedMD5,
+    MeticulousKeyedMD5,
+    KeyedSHA1,
+    MeticulousKeyedSHA1,
 }

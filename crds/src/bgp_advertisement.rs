@@ -58,11 +58,33 @@ pub struct BGPAdvertisementSpec {
     #[schemars(range(min = 0, max = 128))]
     pub aggregation_length_v6: i32,
     /// LOCAL_PREF of the routes, for peers of our own AS; higher is preferred, 0 leaves it unset.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::is_zero")]
     #[schemars(range(min = 0, max = 4_294_967_295i64))]
     pub local_pref: u32,
-    /// Communities of the routes: "64500:100", "large:64500:1:2", or the name of an alias that a
-    /// Community object defines.
+    /// MULTI_EXIT_DISC of the routes; lower is preferred. Without it, the peer's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4_294_967_295i64))]
+    pub med: Option<u32>,
+    /// How many more times our AS number is put before the path of the routes, for peers of another
+    /// AS, which makes them less preferred. 0: as the peer says.
+    #[serde(default, skip_serializing_if = "crate::is_zero")]
+    #[schemars(range(min = 0, max = 10))]
+    pub as_path_prepend: u8,
+    /// Tell the peers how many ready endpoints a Service has on the node, by a link-bandwidth
+    /// community of 1 Gbit/s for each, so that they share the traffic out accordingly.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub weight_by_endpoints: bool,
+    /// Go on announcing a Service that has lost its last endpoint in the cluster.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_last_announcement: bool,
+    /// Wait before the routes of a Service are announced again that went more than three times in
+    /// a minute. They are always withdrawn at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damping: bool,
+    /// Communities of the routes: "64500:100", "large:64500:1:2", "rt:64500:100" and
+    /// "soo:64500:100" (route target and origin, of an AS number or an IPv4 address),
+    /// "ext:0x0002fbf400000064", a name such as "no-export" or "blackhole", or the name of an alias
+    /// that a Community object defines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "crate::schema::communities")]
     pub communities: Vec<String>,
@@ -97,6 +119,11 @@ impl Default for BGPAdvertisementSpec {
             aggregation_length: DEFAULT_AGGREGATION_LENGTH,
             aggregation_length_v6: DEFAULT_AGGREGATION_LENGTH_V6,
             local_pref: 0,
+            med: None,
+            as_path_prepend: 0,
+            weight_by_endpoints: false,
+            keep_last_announcement: false,
+            damping: false,
             communities: Vec::new(),
             ip_address_pools: Vec::new(),
             ip_address_pool_selectors: Vec::new(),
@@ -113,9 +140,4 @@ fn aggregation_length_default() -> i32 {
 
 fn aggregation_length_v6_default() -> i32 {
     DEFAULT_AGGREGATION_LENGTH_V6
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }

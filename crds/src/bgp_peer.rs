@@ -60,6 +60,16 @@ pub const DEFAULT_BGP_PORT: u16 = 179;
                  !has(self.passwordSecret.name) || self.passwordSecret.name == ''",
         "message": "both password and passwordSecret are set; remove one",
     },
+    {
+        "rule": "!has(self.tcpAO) || (has(self.password) && self.password != '') || \
+                 (has(self.passwordSecret) && has(self.passwordSecret.name) && \
+                 self.passwordSecret.name != '')",
+        "message": "tcpAO has no key; name a Secret in passwordSecret",
+    },
+    {
+        "rule": "!has(self.ttlSecurityHops) || !has(self.ebgpMultiHop) || !self.ebgpMultiHop",
+        "message": "ttlSecurityHops says how far the peer is; remove ebgpMultiHop",
+    },
 ]))]
 pub struct BGPPeerSpec {
     /// Our AS number.
@@ -157,6 +167,43 @@ pub struct BGPPeerSpec {
     /// Announce both IPv4 and IPv6 over the session, whichever of the two it runs over.
     #[serde(default)]
     pub dual_stack_address_family: bool,
+    /// Wait for the peer to connect instead of connecting to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub passive: bool,
+    /// The peer is at most so many hops away: 1 for one on the same network. Packets that came
+    /// further are dropped (RFC 5082), and the peer has to do the same. Not with ebgpMultiHop.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 254))]
+    pub ttl_security_hops: Option<u8>,
+    /// LOCAL_PREF of the routes that no BGPAdvertisement gives one, for a peer of our own AS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4_294_967_295i64))]
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC of the routes that no BGPAdvertisement gives one; lower is preferred.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 4_294_967_295i64))]
+    pub med: Option<u32>,
+    /// How many more times our AS number is put before the path of the routes for which no
+    /// BGPAdvertisement says so; for a peer of another AS.
+    #[serde(default, skip_serializing_if = "crate::is_zero")]
+    #[schemars(range(min = 0, max = 10))]
+    pub as_path_prepend: u8,
+    /// Time between two announcements of the same prefix; 0 when unset. A withdrawal waits for
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::min_advertisement_interval")]
+    pub min_advertisement_interval: Option<Duration>,
+    /// With enableGracefulRestart: how long the peer keeps the routes while the session restarts,
+    /// in whole seconds; 15 s when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "crate::schema::restart_time")]
+    pub graceful_restart_time: Option<Duration>,
+    /// With bfdProfile: announce nothing until BFD is up, at most for 10 s. True when unset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd_strict: Option<bool>,
+    /// See [`TcpAO`], whose description is the one in the schema.
+    #[serde(default, rename = "tcpAO", skip_serializing_if = "Option::is_none")]
+    pub tcp_ao: Option<TcpAO>,
 }
 
 impl Default for BGPPeerSpec {
@@ -183,8 +230,43 @@ impl Default for BGPPeerSpec {
             vrf: None,
             disable_mp: false,
             dual_stack_address_family: false,
+            passive: false,
+            ttl_security_hops: None,
+            local_pref: None,
+            med: None,
+            as_path_prepend: 0,
+            min_advertisement_interval: None,
+            graceful_restart_time: None,
+            bfd_strict: None,
+            tcp_ao: None,
         }
     }
+}
+
+/// Authenticate the session by the TCP Authentication Option (RFC 5925) instead of TCP MD5, where
+/// the kernel of the node has it. The key is that of passwordSecret.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct TcpAO {
+    /// Identifies the key in what we send; the peer's receive ID.
+    #[serde(rename = "sendID")]
+    #[schemars(range(min = 0, max = 255))]
+    pub send_id: u8,
+    /// Identifies the key in what we receive; the peer's send ID.
+    #[serde(rename = "receiveID")]
+    #[schemars(range(min = 0, max = 255))]
+    pub receive_id: u8,
+    /// See [`TcpAOAlgorithm`], whose description is the one in the schema.
+    pub algorithm: TcpAOAlgorithm,
+}
+
+/// How packets are authenticated (RFC 5926): HMAC-SHA-1-96 or AES-128-CMAC-96.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpAOAlgorithm {
+    #[serde(rename = "HMACSHA1")]
+    HmacSha1,
+    #[serde(rename = "AESCMAC128")]
+    AesCmac128,
 }
 
 /// Take the peer's AS number from the session: "internal" accepts only ours, "external" any but

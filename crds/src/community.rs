@@ -36,8 +36,9 @@ pub struct CommunityAlias {
     /// The name; unique among all Community objects.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
-    /// "A:B" with two numbers up to 65535 (RFC 1997), or "large:A:B:C" with three up to
-    /// 4294967295 (RFC 8092).
+    /// "A:B" with two numbers up to 65535 (RFC 1997), "large:A:B:C" with three up to 4294967295
+    /// (RFC 8092), "rt:A:B" or "soo:A:B" with an AS number or an IPv4 address and a number, or
+    /// "ext:0x" and 16 hexadecimal digits (RFC 4360), or a name such as "no-export".
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub value: String,
 }

@@ -13,7 +13,7 @@ use crate::{BGPPeerSpec, DEFAULT_BGP_PORT, GROUP};
 pub const V1BETA2_FIELDS: &str = "metallb.io/v1beta2-fields";
 
 /// Fields that only v1beta2 has.
-const NEW_FIELDS: [&str; 9] = [
+const NEW_FIELDS: [&str; 18] = [
     "dynamicASN",
     "localASN",
     "interface",
@@ -23,8 +23,17 @@ const NEW_FIELDS: [&str; 9] = [
     "vrf",
     "disableMP",
     "dualStackAddressFamily",
+    "passive",
+    "ttlSecurityHops",
+    "localPref",
+    "med",
+    "asPathPrepend",
+    "minAdvertisementInterval",
+    "gracefulRestartTime",
+    "bfdStrict",
+    "tcpAO",
 ];
-/// Those that are false when nothing is said.
+/// Those that are false when nothing is said, and that an API server writes out.
 const FLAGS: [&str; 2] = ["disableMP", "dualStackAddressFamily"];
 
 /// A field of both versions that may say nothing.
@@ -409,6 +418,18 @@ mod tests {
             field("vrf", text().boxed()),
             field("disableMP", flag().boxed()),
             field("dualStackAddressFamily", flag().boxed()),
+            field("passive", flag().boxed()),
+            field("ttlSecurityHops", (1..=254u8).prop_map(Value::from).boxed()),
+            field("localPref", number().boxed()),
+            field("med", number().boxed()),
+            field("asPathPrepend", (0..=10u8).prop_map(Value::from).boxed()),
+            field("minAdvertisementInterval", text().boxed()),
+            field("gracefulRestartTime", text().boxed()),
+            field("bfdStrict", flag().boxed()),
+            field(
+                "tcpAO",
+                Just(json!({ "sendID": 1, "receiveID": 2, "algorithm": "HMACSHA1" })).boxed(),
+            ),
         ];
         fields.to_vec().prop_map(|fields| {
             let mut spec = json!({ "myASN": 64500 });

@@ -13,6 +13,7 @@
 mod bfd_profile;
 mod bgp_advertisement;
 mod bgp_peer;
+mod bgp_session_state;
 mod community;
 mod conversion;
 mod definition;
@@ -22,12 +23,18 @@ mod l2_advertisement;
 mod schema;
 mod status;
 
-pub use bfd_profile::{BFDProfile, BFDProfileSpec};
+pub use bfd_profile::{BFDAuthentication, BFDAuthenticationType, BFDProfile, BFDProfileSpec};
 pub use bgp_advertisement::{
     BGPAdvertisement, BGPAdvertisementSpec, DEFAULT_AGGREGATION_LENGTH,
     DEFAULT_AGGREGATION_LENGTH_V6,
 };
-pub use bgp_peer::{BGPPeer, BGPPeerSpec, DEFAULT_BGP_PORT, DynamicASN, v1beta1};
+pub use bgp_peer::{
+    BGPPeer, BGPPeerSpec, DEFAULT_BGP_PORT, DynamicASN, TcpAO, TcpAOAlgorithm, v1beta1,
+};
+pub use bgp_session_state::{
+    BGPMessageCounts, BGPMessages, BGPPrefixCounts, BGPSessionState, BGPSessionStateSpec,
+    BGPSessionStateStatus,
+};
 pub use community::{Community, CommunityAlias, CommunitySpec};
 pub use conversion::{V1BETA2_FIELDS, convert};
 pub use definition::{all, file_name, to_yaml};
@@ -38,11 +45,16 @@ pub use ip_address_pool::{
 };
 pub use l2_advertisement::{L2Advertisement, L2AdvertisementSpec, PreferredNodeSelector};
 pub use status::{
-    AcceptanceStatus, AddressInfo, AddressStep, ConfigurationResult, ConfigurationState,
-    ConfigurationStateSpec, ConfigurationStateStatus, InterfaceInfo, ServiceBGPStatus,
-    ServiceBGPStatusSpec, ServiceBGPStatusStatus, ServiceL2Status, ServiceL2StatusSpec,
-    ServiceL2StatusStatus,
+    AcceptanceStatus, AddressInfo, AddressStep, BGPPeerState, ConfigurationResult,
+    ConfigurationState, ConfigurationStateSpec, ConfigurationStateStatus, InterfaceInfo,
+    ServiceBGPStatus, ServiceBGPStatusSpec, ServiceBGPStatusStatus, ServiceL2Status,
+    ServiceL2StatusSpec, ServiceL2StatusStatus,
 };
 
 /// The API group of every kind here.
 pub const GROUP: &str = "metallb.io";
+
+/// For fields that a number of 0 leaves unset.
+fn is_zero<N: Default + PartialEq>(number: &N) -> bool {
+    *number == N::default()
+}

@@ -20,11 +20,18 @@ const LABEL_KEY: &str = "^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[
                          ([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)$";
 const LABEL_VALUE: &str = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$";
 
-/// True when the text is a community (RFC 1997, RFC 8092).
+/// True when the text is a community (RFC 1997, RFC 8092), or has the form of one of RFC 4360,
+/// whose numbers are left to admission.
 const IS_COMMUNITY: &str = "(TEXT.matches('^[0-9]+:[0-9]+$') && \
     TEXT.split(':').all(x, int(x) <= 65535)) || \
     (TEXT.matches('^large:[0-9]+:[0-9]+:[0-9]+$') && \
-    TEXT.substring(6).split(':').all(x, int(x) <= 4294967295))";
+    TEXT.substring(6).split(':').all(x, int(x) <= 4294967295)) || \
+    TEXT.matches('^((rt|soo):[0-9.]+:[0-9]+|ext:0x[0-9a-fA-F]{16})$')";
+/// True when the text is one of the names that every router knows.
+const IS_WELL_KNOWN: &str = "TEXT in ['no-export', 'no-advertise', 'no-export-subconfed', \
+    'no-peer', 'graceful-shutdown', 'accept-own', 'llgr-stale', 'no-llgr', 'blackhole']";
+const NOT_A_COMMUNITY: &str = "write A:B with numbers up to 65535, large:A:B:C with numbers up to \
+    4294967295, rt:A:B, soo:A:B or ext:0x with 16 hexadecimal digits";
 
 /// The entries of an IPAddressPool.
 pub fn addresses(_: &mut SchemaGenerator) -> Schema {
@@ -94,8 +101,7 @@ pub fn communities(_: &mut SchemaGenerator) -> Schema {
             "maxLength": 128,
             "x-kubernetes-validations": [{
                 "rule": format!("!self.contains(':') || {is_community}"),
-                "message": "neither a community nor the name of one; write A:B with numbers up to \
-                            65535, or large:A:B:C with numbers up to 4294967295",
+                "message": format!("neither a community nor the name of one; {NOT_A_COMMUNITY}"),
             }],
         },
         "x-kubernetes-list-type": "set",
@@ -104,7 +110,7 @@ pub fn communities(_: &mut SchemaGenerator) -> Schema {
 
 /// The aliases of a Community object.
 pub fn aliases(_: &mut SchemaGenerator) -> Schema {
-    let is_community = IS_COMMUNITY.replace("TEXT", "self.value");
+    let is_community = format!("{IS_WELL_KNOWN} || {IS_COMMUNITY}").replace("TEXT", "self.value");
     json_schema!({
         "type": "array",
         "maxItems": 1024,
@@ -118,16 +124,18 @@ pub fn aliases(_: &mut SchemaGenerator) -> Schema {
                     "default": "",
                 },
                 "value": {
-                    "description": "\"A:B\" with two numbers up to 65535 (RFC 1997), or \
-                                    \"large:A:B:C\" with three up to 4294967295 (RFC 8092).",
+                    "description": "\"A:B\" with two numbers up to 65535 (RFC 1997), \
+                                    \"large:A:B:C\" with three up to 4294967295 (RFC 8092), \
+                                    \"rt:A:B\" or \"soo:A:B\" with an AS number or an IPv4 address \
+                                    and a number, or \"ext:0x\" and 16 hexadecimal digits (RFC \
+                                    4360), or a name such as \"no-export\".",
                     "type": "string",
                     "maxLength": 128,
                 },
             },
             "x-kubernetes-validations": [{
                 "rule": format!("has(self.value) && ({is_community})"),
-                "message": "value is no community; write A:B with numbers up to 65535, or \
-                            large:A:B:C with numbers up to 4294967295",
+                "message": format!("value is no community; {NOT_A_COMMUNITY}"),
             }],
         },
         "x-kubernetes-list-type": "map",
@@ -196,24 +204,43 @@ pub fn router_id(_: &mut SchemaGenerator) -> Schema {
 
 /// A BGP hold time (RFC 4271 section 4.2).
 pub fn hold_time(generator: &mut SchemaGenerator) -> Schema {
-    let mut schema = Duration::json_schema(generator);
-    schema.insert(
-        "x-kubernetes-validations".to_owned(),
-        json!([{
-            "rule": "duration(self) == duration('0s') || \
-                     (duration(self) >= duration('3s') && duration(self) <= duration('65535s'))",
-            "message": "not 0 and not within 3s to 65535s",
-        }]),
-    );
-    schema
+    with_rule(
+        generator,
+        "duration(self) == duration('0s') || \
+         (duration(self) >= duration('3s') && duration(self) <= duration('65535s'))",
+        "not 0 and not within 3s to 65535s",
+    )
 }
 
 /// The time between two KEEPALIVE messages.
 pub fn keepalive_time(generator: &mut SchemaGenerator) -> Schema {
+    with_rule(generator, "duration(self) >= duration('0s')", "below zero")
+}
+
+/// The time between two announcements of a prefix (RFC 4271 section 9.2.1.1).
+pub fn min_advertisement_interval(generator: &mut SchemaGenerator) -> Schema {
+    with_rule(
+        generator,
+        "duration(self) >= duration('0s') && duration(self) <= duration('10m')",
+        "not within 0s to 10m",
+    )
+}
+
+/// A restart time (RFC 4724 section 3).
+pub fn restart_time(generator: &mut SchemaGenerator) -> Schema {
+    with_rule(
+        generator,
+        "duration(self) >= duration('1s') && duration(self) <= duration('4095s') && \
+         duration(self).getMilliseconds() % 1000 == 0",
+        "not a whole number of seconds within 1s to 4095s",
+    )
+}
+
+fn with_rule(generator: &mut SchemaGenerator, rule: &str, message: &str) -> Schema {
     let mut schema = Duration::json_schema(generator);
     schema.insert(
         "x-kubernetes-validations".to_owned(),
-        json!([{ "rule": "duration(self) >= duration('0s')", "message": "below zero" }]),
+        json!([{ "rule": rule, "message": message }]),
     );
     schema
 }

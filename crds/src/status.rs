@@ -1,7 +1,7 @@
 //! What is reported: [`AcceptanceStatus`], and the kinds that do nothing else, ServiceL2Status,
 //! ServiceBGPStatus and ConfigurationState.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -163,9 +163,33 @@ pub struct ServiceBGPStatusStatus {
     ]))]
     pub service_namespace: Option<String>,
     /// Names of the BGPPeers that the Service is meant for, in order; whether their sessions are
-    /// up is not told here.
+    /// up is told in peerStates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<String>,
+    /// How far the Service is with each of these peers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend(
+        "x-kubernetes-list-type" = "map",
+        "x-kubernetes-list-map-keys" = ["name"]
+    ))]
+    pub peer_states: Vec<BGPPeerState>,
+}
+
+/// How far the routes of a Service are with one peer.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct BGPPeerState {
+    /// Name of the BGPPeer.
+    pub name: String,
+    /// Established, or Down for every other state; BGPSessionState tells which, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The prefixes of the Service that the session has taken to send.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<String>,
+    /// Since when the session is Established or Down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
 }
 
 /// Nothing is wanted here.

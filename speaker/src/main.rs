@@ -1,12 +1,13 @@
 //! `berth-speaker`: announces the addresses of LoadBalancer Services from one node.
 
 use std::{
+    ffi::OsString,
     net::{AddrParseError, IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{ArgAction, Parser, ValueEnum};
 use ownership::Profile;
 use shell::{
@@ -16,9 +17,13 @@ use shell::{
     telemetry::{self, LogLevel},
 };
 use speaker::{
-    io::{Settings, link::Exclude, run},
+    io::{
+        Settings, allocator::use_one_arena, bgp::OnApiUnavailable, link::Exclude, memory,
+        privileges, run,
+    },
     plan::Options,
 };
+use tokio::runtime;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -101,6 +106,9 @@ struct Args {
     layer2: Layer2Flags,
 
     #[command(flatten)]
+    bgp: BgpFlags,
+
+    #[command(flatten)]
     serving: ServingFlags,
 
     #[command(flatten)]
@@ -143,6 +151,26 @@ struct Layer2Flags {
     #[arg(long, num_args = 0..=1, require_equals = true, action = ArgAction::Set,
           default_value_t = false, default_missing_value = "true")]
     drain_on_taints: bool,
+}
+
+/// How the routers are spoken to.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "BGP")]
+struct BgpFlags {
+    /// When the node is drained: the time that routers have, after they were told by the community
+    /// GRACEFUL_SHUTDOWN, before the routes are withdrawn and the sessions closed
+    #[arg(long, default_value_t = 5, value_name = "SECONDS")]
+    bgp_drain_time: u32,
+
+    /// The port that peers with passive: true connect to. One below 1024 needs the capability
+    /// NET_BIND_SERVICE
+    #[arg(long, default_value_t = 179, value_name = "PORT")]
+    bgp_listen_port: u16,
+
+    /// What peers that kept our routes over a restart of the speaker (enableGracefulRestart) are
+    /// told if the API server cannot be read before their patience ends
+    #[arg(long, value_enum, default_value_t = OnApiUnavailable::Keep, value_name = "WHAT")]
+    on_api_unavailable: OnApiUnavailable,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -223,9 +251,45 @@ struct OtherWays {
     frrk8s_secret_passthrough: bool,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+/// Lets a group write into the run directory. What the DaemonSet's init container does: the node's
+/// directory is root's, and the speaker is not root. It takes root that is of this group, and no
+/// capability.
+#[derive(Debug, Parser)]
+struct ShareRunDirectory {
+    /// The number of the group
+    #[arg(long)]
+    group: u32,
+
+    /// The directory
+    directory: PathBuf,
+}
+
+impl ShareRunDirectory {
+    /// The first argument of a process that is to do that and nothing else.
+    const COMMAND: &str = "share-run-dir";
+
+    fn run(&self) -> Result<()> {
+        let Self { group, directory } = self;
+        memory::share(directory, *group)
+            .with_context(|| format!("letting group {group} write into {}", directory.display()))
+    }
+}
+
+fn main() -> Result<()> {
+    use_one_arena();
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == ShareRunDirectory::COMMAND) {
+        let command = OsString::from(ShareRunDirectory::COMMAND);
+        return ShareRunDirectory::parse_from(std::iter::once(command).chain(arguments)).run();
+    }
     let args = Args::parse();
+    privileges::take_up()?;
+    // The planner has this thread, the wire one of its own; one is enough for what waits for others.
+    let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(speak(args))
+}
+
+async fn speak(args: Args) -> Result<()> {
     install_crypto();
     telemetry::init(args.log_level);
     let access = args.serving.metrics_access()?;
@@ -254,6 +318,9 @@ async fn main() -> Result<()> {
             ignore_exclude_label: args.ignore_exclude_lb,
             drain_on_taints: layer2.drain_on_taints,
         },
+        bgp_drain_time: Duration::from_secs(args.bgp.bgp_drain_time.into()),
+        bgp_listen_port: args.bgp.bgp_listen_port,
+        on_api_unavailable: args.bgp.on_api_unavailable,
         metrics: on_all_addresses(args.port).map(|address| MetricsServer { address, access }),
         health: on_loopback(args.health_probe_port),
     };

@@ -4,21 +4,24 @@
 //! [`announcements_of`] looks at one Service; [`plan`] is that function over all of them. The planner
 //! runs the first over what changed and must end where the second does.
 
+mod bgp;
+pub mod damping;
+
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fmt,
     net::IpAddr,
     sync::Arc,
 };
 
-use bgp::Route;
-use config::{
-    BgpAdvertisement, Community, Config, L2Advertisement, Labels, NodeName, PeerName, Pool,
-    PoolName, Selector,
-};
+use config::{Config, L2Advertisement, Labels, NodeName, PeerName, Pool, PoolName, Selector};
 use ipnet::IpNet;
 use ownership::Candidates;
 
-use crate::view::{Cluster, Drain, Service, ServiceKey, Shared, TrafficPolicy};
+pub use ::bgp::Attributes;
+pub use bgp::{BgpPlan, Damped, Route, families, joined};
+
+use crate::view::{Cluster, Drain, Few, Service, ServiceKey, Shared, TrafficPolicy};
 
 /// Settings of the process that decide about announcing.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +54,7 @@ impl Context<'_> {
 }
 
 /// See [`ServicePlan::layer2`].
-pub type Layer2Plan = Result<Box<[(IpAddr, Arc<Candidates>)]>, Refusal>;
+pub type Layer2Plan = Result<Few<(IpAddr, Arc<Candidates>)>, Refusal>;
 
 /// What one Service asks of this speaker, or why nothing.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,14 +62,28 @@ pub struct ServicePlan {
     /// Every address with its candidates in the whole cluster, not only on this node; in order.
     pub layer2: Layer2Plan,
     /// What this node sends to each of its peers.
-    pub bgp: Result<BTreeMap<PeerName, BTreeSet<Route>>, Refusal>,
+    pub bgp: Result<Box<BgpPlan>, Refusal>,
 }
 
 impl ServicePlan {
     /// The addresses that are announced by layer 2, with their candidates.
     pub fn candidates(&self) -> impl Iterator<Item = (IpAddr, &Arc<Candidates>)> {
-        let all = self.layer2.as_deref().unwrap_or_default();
-        all.iter().map(|(address, candidates)| (*address, candidates))
+        let all = self.layer2.iter().flatten();
+        all.map(|(address, candidates)| (*address, candidates))
+    }
+
+    /// What this node sends to its peers, if to any.
+    pub fn routes(&self) -> Option<&BgpPlan> {
+        self.bgp.as_deref().ok().filter(|plan| !plan.peers.is_empty())
+    }
+
+    /// Why this node sends it to no peer.
+    pub fn bgp_refusal(&self) -> Option<&Refusal> {
+        match &self.bgp {
+            Ok(plan) if plan.peers.is_empty() => plan.refused.first().map(|(_, refusal)| refusal),
+            Ok(_) => None,
+            Err(refusal) => Some(refusal),
+        }
     }
 }
 
@@ -74,7 +91,7 @@ impl ServicePlan {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Announcements {
     pub layer2: BTreeMap<IpAddr, Arc<Candidates>>,
-    pub bgp: BTreeMap<PeerName, BTreeSet<Route>>,
+    pub bgp: BTreeMap<PeerName, BTreeMap<IpNet, Arc<Attributes>>>,
 }
 
 /// Candidates that were worked out before: thousands of Services have the same. Holds for one
@@ -84,6 +101,7 @@ pub struct Choices {
     /// By pool, and those of its advertisements that select the Service.
     known: BTreeMap<(PoolName, Vec<usize>), Result<Arc<Candidates>, Refusal>>,
     shared: Shared<Candidates>,
+    attributes: Shared<Attributes>,
 }
 
 impl Choices {
@@ -140,6 +158,41 @@ pub enum Refusal {
     LocalPrefConflict(Box<LocalPrefConflict>),
     #[error("no BGPPeer selects node {0:?}")]
     NoPeer(NodeName),
+    #[error("no BGPAdvertisement of its pool for this Service names BGPPeer {0:?}")]
+    PeerNotNamed(PeerName),
+    #[error(
+        "BGPPeer {peer:?} is reached over {}, so {prefix} is not announced to it; set its \
+         dualStackAddressFamily",
+        other_family(prefix)
+    )]
+    PeerWithoutFamily { peer: PeerName, prefix: IpNet },
+    #[error(
+        "its routes went more than three times in a minute, and a BGPAdvertisement has damping; \
+         they come back when it has been quiet"
+    )]
+    Damped,
+    #[error("node {0:?} is drained")]
+    NodeDrained(NodeName),
+}
+
+/// An advertisement whose routes another one has as well, more preferred.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Overruled {
+    pub prefix: IpNet,
+    /// The one that is obeyed.
+    pub by: String,
+    pub name: String,
+}
+
+impl fmt::Display for Overruled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "BGPAdvertisements {:?} and {:?} give {} different attributes; the first is preferred, \
+             so what the second says is not announced; make them equal, or keep the two apart",
+            self.by, self.name, self.prefix
+        )
+    }
 }
 
 /// Two advertisements that cannot both be obeyed.
@@ -169,6 +222,10 @@ impl Refusal {
             Self::NoCandidate(why) => why.reason(),
             Self::NotOwner(_) => "notOwner",
             Self::LocalPrefConflict(_) => "conflictingAdvertisements",
+            Self::PeerNotNamed(_) => "noMatchingAdvertisement",
+            Self::PeerWithoutFamily { .. } => "peerWithoutFamily",
+            Self::Damped => "damped",
+            Self::NodeDrained(_) => "nodeDrained",
         }
     }
 }
@@ -176,33 +233,42 @@ impl Refusal {
 /// Plans everything anew.
 pub fn plan(context: Context<'_>) -> Announcements {
     let mut whole = Announcements::default();
-    let mut joined: BTreeMap<PeerName, BTreeMap<IpNet, Route>> = BTreeMap::new();
+    let mut routes: BTreeMap<PeerName, BTreeMap<IpNet, Vec<Route>>> = BTreeMap::new();
     let mut choices = Choices::default();
     for (key, service) in &context.cluster.services {
-        let plan = announcements_of(key, service, context, &mut choices);
+        let plan = announcements_of(key, service, None, context, &mut choices);
         for (address, wanted) in plan.candidates() {
             join_address(whole.layer2.entry(address), wanted);
         }
-        for (peer, routes) in plan.bgp.unwrap_or_default() {
-            join_routes(joined.entry(peer).or_default(), &routes);
+        for (peer, of_service) in plan.routes().into_iter().flat_map(|plan| &plan.peers) {
+            let of_peer = routes.entry(peer.clone()).or_default();
+            for route in of_service {
+                of_peer.entry(route.prefix).or_default().push(route.clone());
+            }
         }
     }
-    whole.bgp =
-        joined.into_iter().map(|(peer, routes)| (peer, routes.into_values().collect())).collect();
+    for (name, prefixes) in routes {
+        let Some(peer) = context.config.peers.get(&name) else { continue };
+        let prefixes = prefixes.iter();
+        let joined =
+            prefixes.filter_map(|(prefix, all)| Some((*prefix, joined(all.iter(), peer)?)));
+        whole.bgp.insert(name, joined.collect());
+    }
     whole
 }
 
-/// Plans one Service.
+/// Plans one Service; `before` is what was last planned for it, which `keepLastAnnouncement` keeps.
 pub fn announcements_of(
     key: &ServiceKey,
     service: &Service,
+    before: Option<&ServicePlan>,
     context: Context<'_>,
     choices: &mut Choices,
 ) -> ServicePlan {
     match pools_of(service, context) {
         Ok(pools) => ServicePlan {
             layer2: layer2_of(key, service, &pools, context, choices),
-            bgp: bgp_of(key, service, &pools, context),
+            bgp: bgp::bgp_of(key, service, &pools, before, context, choices),
         },
         Err(refusal) => ServicePlan { layer2: Err(refusal.clone()), bgp: Err(refusal) },
     }
@@ -254,26 +320,6 @@ pub(crate) fn join_address(entry: Entry<'_, IpAddr, Arc<Candidates>>, wanted: &A
     }
 }
 
-/// Two Services that yield one prefix share the route: communities united, the higher localPref.
-pub(crate) fn join_routes<'a>(
-    into: &mut BTreeMap<IpNet, Route>,
-    routes: impl IntoIterator<Item = &'a Route>,
-) {
-    for route in routes {
-        match into.entry(route.prefix) {
-            Entry::Vacant(vacant) => {
-                vacant.insert(route.clone());
-            }
-            Entry::Occupied(mut occupied) => {
-                let joined = occupied.get_mut();
-                joined.local_pref = joined.local_pref.max(route.local_pref);
-                joined.communities.extend(&route.communities);
-                joined.large_communities.extend(&route.large_communities);
-            }
-        }
-    }
-}
-
 fn pools_of<'a>(
     service: &Service,
     context: Context<'a>,
@@ -310,7 +356,7 @@ fn layer2_of(
     }
     match refusal {
         Some(reason) if wanted.is_empty() => Err(reason),
-        _ => Ok(wanted.into()),
+        _ => Ok(wanted.into_iter().collect()),
     }
 }
 
@@ -419,7 +465,7 @@ fn only_on(all: &Candidates, local: BTreeSet<NodeName>) -> Result<Candidates, Re
 }
 
 /// The union over the advertisements that hold on a node; `None`: any.
-fn interfaces_of(ads: &[&L2Advertisement], node: &NodeName) -> Option<BTreeSet<String>> {
+fn interfaces_of(ads: &[&L2Advertisement], node: &NodeName) -> Option<Arc<[String]>> {
     let mut names = BTreeSet::new();
     for ad in ads.iter().filter(|ad| ad.nodes.contains(node)) {
         match &ad.interfaces {
@@ -427,7 +473,7 @@ fn interfaces_of(ads: &[&L2Advertisement], node: &NodeName) -> Option<BTreeSet<S
             config::InterfaceMatch::Only(some) => names.extend(some.iter().cloned()),
         }
     }
-    Some(names)
+    Some(names.into_iter().collect())
 }
 
 fn node_qualifies(name: &NodeName, context: Context<'_>) -> Result<(), Refusal> {
@@ -442,94 +488,12 @@ fn node_qualifies(name: &NodeName, context: Context<'_>) -> Result<(), Refusal> 
     Ok(())
 }
 
-fn bgp_of(
-    key: &ServiceKey,
-    service: &Service,
-    pools: &[(IpAddr, &Pool)],
-    context: Context<'_>,
-) -> Result<BTreeMap<PeerName, BTreeSet<Route>>, Refusal> {
-    let me = context.me;
-    let mut ads_of: BTreeMap<IpAddr, Vec<&BgpAdvertisement>> = BTreeMap::new();
-    let all = pools.iter().flat_map(|(_, pool)| &pool.bgp_advertisements);
-    let labels = labels_for(service, all.map(|ad| &ad.service_selectors));
-    for (address, pool) in pools {
-        let ads: Vec<_> = pool
-            .bgp_advertisements
-            .iter()
-            .map(|ad| &**ad)
-            .filter(|ad| ad.nodes.contains(me) && ad.selects(&labels))
-            .collect();
-        if !ads.is_empty() {
-            ads_of.insert(*address, ads);
-        }
+/// What a session has that is not for this prefix.
+fn other_family(prefix: &IpNet) -> &'static str {
+    match prefix {
+        IpNet::V4(_) => "IPv6",
+        IpNet::V6(_) => "IPv4",
     }
-    if ads_of.is_empty() {
-        let pool = pools.first().map(|(_, pool)| pool.name.clone()).unwrap_or_default();
-        return Err(Refusal::NoAdvertisement { pool });
-    }
-    node_qualifies(me, context)?;
-    match service.policy {
-        TrafficPolicy::Cluster if !context.cluster.has_endpoint(key) => {
-            return Err(Refusal::NoEndpoint);
-        }
-        TrafficPolicy::Local if !context.cluster.endpoint_nodes(key).contains(me) => {
-            return Err(Refusal::NoLocalEndpoint(me.clone()));
-        }
-        TrafficPolicy::Cluster | TrafficPolicy::Local => {}
-    }
-    let mine: BTreeSet<&PeerName> =
-        context.config.peers.values().filter(|p| p.nodes.contains(me)).map(|p| &p.name).collect();
-    if mine.is_empty() {
-        return Err(Refusal::NoPeer(me.clone()));
-    }
-    let mut routes: BTreeMap<PeerName, BTreeMap<IpNet, Route>> = BTreeMap::new();
-    for (address, ads) in &ads_of {
-        for peer in &mine {
-            let heard: Vec<_> =
-                ads.iter().filter(|ad| ad.peers.is_empty() || ad.peers.contains(*peer)).collect();
-            for (index, ad) in heard.iter().enumerate() {
-                let route = route_of(*address, ad);
-                let conflict = heard[..index].iter().find(|other| {
-                    other.local_pref != ad.local_pref
-                        && route_of(*address, other).prefix == route.prefix
-                });
-                if let Some(other) = conflict {
-                    return Err(Refusal::LocalPrefConflict(Box::new(LocalPrefConflict {
-                        first: other.name.clone(),
-                        second: ad.name.clone(),
-                        prefix: route.prefix,
-                    })));
-                }
-                join_routes(routes.entry((*peer).clone()).or_default(), [&route]);
-            }
-        }
-    }
-    Ok(routes.into_iter().map(|(peer, routes)| (peer, routes.into_values().collect())).collect())
-}
-
-fn route_of(address: IpAddr, ad: &BgpAdvertisement) -> Route {
-    let length = match address {
-        IpAddr::V4(_) => ad.aggregation_length,
-        IpAddr::V6(_) => ad.aggregation_length_v6,
-    };
-    let prefix = IpNet::new(address, length).unwrap_or_else(|_| IpNet::from(address)).trunc();
-    let mut route = Route {
-        prefix,
-        local_pref: (ad.local_pref != 0).then_some(ad.local_pref),
-        communities: BTreeSet::new(),
-        large_communities: BTreeSet::new(),
-    };
-    for community in &ad.communities {
-        match *community {
-            Community::Standard(a, b) => {
-                route.communities.insert(u32::from(a) << 16 | u32::from(b));
-            }
-            Community::Large(a, b, c) => {
-                route.large_communities.insert((a, b, c));
-            }
-        }
-    }
-    route
 }
 
 #[cfg(test)]

@@ -5,19 +5,18 @@
 //! planned together and a single change still leaves within the same turn of the loop. Nothing is
 //! planned before every list has been read once.
 
-mod sessions;
+pub mod sessions;
 mod tell;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use bgp::{Route, SessionConfig};
-use config::{Config, ConfigError, NodeName, Peer, PeerAsn, PeerName, Resources};
-use ipnet::IpNet;
+use bgp::{Changes, StopReason};
+use config::{Config, ConfigError, NodeName, PeerName, Resources};
 use k8s_openapi::{
     api::{core::v1 as core, discovery::v1 as discovery},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
@@ -27,9 +26,11 @@ use ownership::{AddressState, Candidates, Extent};
 use crate::{
     plan::{Choices, Context, Options, ServicePlan, announcements_of, join_address},
     status::{Note, ServiceStatus},
-    view::{Cluster, Many, NodeChange, ServiceKey, compact},
+    view::{Cluster, Few, Many, NodeChange, ServiceKey, compact},
     wire::Wanted,
 };
+use sessions::Sessions;
+pub use sessions::{Change, SessionSpec, change};
 use tell::Telling;
 
 /// Settings of one planner.
@@ -40,6 +41,8 @@ pub struct PlannerConfig {
     /// speaker stays alone on the segment.
     pub heartbeat: Option<IpAddr>,
     pub options: Options,
+    /// `--bgp-drain-time`: between telling the peers that this node goes and going.
+    pub bgp_drain_time: Duration,
 }
 
 /// What happens to the planner.
@@ -65,6 +68,8 @@ pub enum Event {
     Version(u64),
     /// Every list has been read once.
     Synced,
+    /// The speaker is to end: its peers are left as when the node is drained.
+    Leave,
     /// What the wire knows of these addresses has changed.
     Addresses(BTreeMap<IpAddr, Option<AddressState>>),
     /// The other speakers heard now.
@@ -77,14 +82,22 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
     Wanted(Wanted),
-    /// Open the session, or replace it when it exists; every part of it that differs needs a reset.
+    /// Open the session, or replace it when it exists. It knows no routes yet.
     OpenSession(Box<SessionSpec>),
-    CloseSession(PeerName),
-    /// The whole set of routes for a peer with a session.
+    /// Go on with the session; nothing that differs needs a reset.
+    UpdateSession(Box<SessionSpec>),
+    CloseSession {
+        peer: PeerName,
+        reason: StopReason,
+    },
+    /// What differs from what the session was told before.
     Advertise {
         peer: PeerName,
-        routes: BTreeSet<Route>,
+        changes: Changes,
     },
+    /// Every list has been read, and all sessions know what they are to announce. Said once, and
+    /// true of all sessions that are opened later.
+    Complete,
     /// What this node does for a Service changed.
     ServiceStatus {
         service: ServiceKey,
@@ -95,47 +108,12 @@ pub enum Action {
     ConfigErrors(Vec<ConfigError>),
 }
 
-/// A BGP session to hold.
-#[derive(Debug, Clone, PartialEq)]
-pub struct SessionSpec {
-    pub peer: Peer,
-    pub address: IpAddr,
-    pub router_id: Ipv4Addr,
-}
-
-impl SessionSpec {
-    /// What the session's core is configured to be.
-    pub fn session_config(&self) -> SessionConfig {
-        let peer = &self.peer;
-        let peer_asn = match peer.peer_asn {
-            PeerAsn::Number(number) => bgp::PeerAsn::Number(number),
-            PeerAsn::Internal => bgp::PeerAsn::Internal,
-            PeerAsn::External => bgp::PeerAsn::External,
-        };
-        SessionConfig {
-            hold_time: peer.hold_time,
-            keepalive_time: Some(peer.keepalive_time),
-            connect_time: peer.connect_time,
-            ..SessionConfig::new(peer.local_asn.unwrap_or(peer.my_asn), peer_asn, self.router_id)
-        }
-    }
-
-    /// A session within one AS is not bound to one hop.
-    pub fn is_internal(&self) -> bool {
-        match self.peer.peer_asn {
-            PeerAsn::Number(number) => number == self.peer.my_asn,
-            PeerAsn::Internal => true,
-            PeerAsn::External => false,
-        }
-    }
-}
-
 /// An address that is to be answered for, or was when the wire was last told.
 #[derive(Debug, Default)]
 struct Asked {
     /// By these Services, in order: the first decides where the others have nothing in common with
     /// it.
-    services: Box<[ServiceKey]>,
+    services: Few<ServiceKey>,
     /// What the wire was told.
     told: Option<Arc<Candidates>>,
 }
@@ -163,14 +141,11 @@ pub struct Planner {
     choices: Choices,
     plans: BTreeMap<ServiceKey, ServicePlan>,
     by_address: BTreeMap<IpAddr, Asked>,
-    /// Which Services ask for a prefix at a peer.
-    by_prefix: BTreeMap<PeerName, BTreeMap<IpNet, BTreeMap<ServiceKey, Route>>>,
     /// The peers that the wire was told of; `None` before it was told anything.
     peers: Option<BTreeMap<NodeName, BTreeSet<IpAddr>>>,
     /// What the wire was told last.
     draining: Option<bool>,
-    sessions: BTreeMap<PeerName, SessionSpec>,
-    advertised: BTreeMap<PeerName, BTreeSet<Route>>,
+    bgp: Sessions,
     telling: Telling,
 }
 
@@ -192,11 +167,9 @@ impl Planner {
             choices: Choices::default(),
             plans: BTreeMap::new(),
             by_address: BTreeMap::new(),
-            by_prefix: BTreeMap::new(),
             peers: None,
             draining: None,
-            sessions: BTreeMap::new(),
-            advertised: BTreeMap::new(),
+            bgp: Sessions::default(),
             telling: Telling::default(),
         }
     }
@@ -255,6 +228,10 @@ impl Planner {
                 self.synced = true;
                 true
             }
+            Event::Leave => {
+                self.bgp.stop();
+                true
+            }
             Event::Addresses(states) => self.learn(states),
             Event::Live(live) => self.learn_live(live),
             Event::Interfaces(names) => self.learn_interfaces(names),
@@ -280,16 +257,28 @@ impl Planner {
             self.dirty.extend(self.cluster.services.keys().cloned());
             self.dirty.extend(self.plans.keys().cloned());
         }
-        let touched = self.plan_dirty(&mut actions);
-        self.want(&touched.addresses, &mut actions);
-        self.sessions(&mut actions);
-        self.advertise(&touched.peers, &mut actions);
+        self.dirty.extend(self.bgp.damping.released(now));
+        let touched = self.plan_dirty(now, &mut actions);
+        self.want(&touched, &mut actions);
+        self.sessions(now, &mut actions);
+        self.advertise(&mut actions);
         self.tell(now, &mut actions);
         actions
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.due, self.telling.due()].into_iter().flatten().min()
+        [self.due, self.telling.due(), self.bgp.due()].into_iter().flatten().min()
+    }
+
+    /// Whether this node is drained or about to end, so that no other speaker takes this one's place.
+    pub fn node_goes(&self) -> bool {
+        let me = self.cluster.nodes.get(&self.settings.me);
+        self.context().is_drained(&self.settings.me) || me.is_some_and(|me| me.ending.is_some())
+    }
+
+    /// Whether no peer has anything of this node any more, after [`Event::Leave`].
+    pub fn has_left(&self) -> bool {
+        !self.synced || !self.bgp.announce()
     }
 
     fn saw(&mut self, metadata: &ObjectMeta) {
@@ -341,14 +330,20 @@ impl Planner {
         }
     }
 
-    fn plan_dirty(&mut self, actions: &mut Vec<Action>) -> Touched {
-        let mut touched = Touched::default();
+    /// Returns the addresses that may have to be answered for otherwise.
+    fn plan_dirty(&mut self, now: Instant, actions: &mut Vec<Action>) -> BTreeSet<IpAddr> {
+        let mut touched = BTreeSet::new();
         let mut choices = std::mem::take(&mut self.choices);
         for key in std::mem::take(&mut self.dirty) {
             let service = self.cluster.services.get(&key);
-            let new = service
-                .map(|service| announcements_of(&key, service, self.context(), &mut choices));
-            if self.plans.get(&key) == new.as_ref() {
+            let before = self.plans.get(&key);
+            let mut new = service.map(|service| {
+                announcements_of(&key, service, before, self.context(), &mut choices)
+            });
+            if let Some(new) = &mut new {
+                self.bgp.damping.damp(&key, before, new, now);
+            }
+            if before == new.as_ref() {
                 continue;
             }
             // The copy that the Services have too.
@@ -368,46 +363,30 @@ impl Planner {
         touched
     }
 
-    fn unindex(&mut self, key: &ServiceKey, plan: &ServicePlan, touched: &mut Touched) {
+    fn unindex(&mut self, key: &ServiceKey, plan: &ServicePlan, touched: &mut BTreeSet<IpAddr>) {
         for (address, _) in plan.candidates() {
-            touched.addresses.insert(address);
+            touched.insert(address);
             if let Some(asked) = self.by_address.get_mut(&address) {
                 let others = asked.services.iter().filter(|other| *other != key);
                 asked.services = others.cloned().collect();
             }
         }
-        for (peer, routes) in plan.bgp.iter().flatten() {
-            touched.peers.insert(peer.clone());
-            let Some(prefixes) = self.by_prefix.get_mut(peer) else { continue };
-            for route in routes {
-                if let Some(services) = prefixes.get_mut(&route.prefix) {
-                    services.remove(key);
-                    if services.is_empty() {
-                        prefixes.remove(&route.prefix);
-                    }
-                }
-            }
-        }
+        self.bgp.unindex(key, plan);
     }
 
-    fn index(&mut self, key: &ServiceKey, plan: &ServicePlan, touched: &mut Touched) {
+    fn index(&mut self, key: &ServiceKey, plan: &ServicePlan, touched: &mut BTreeSet<IpAddr>) {
         for (address, _) in plan.candidates() {
-            touched.addresses.insert(address);
+            touched.insert(address);
             let keys = &mut self.by_address.entry(address).or_default().services;
             let (before, after) = keys.split_at(keys.partition_point(|other| other < key));
             *keys = before.iter().chain([key]).chain(after).cloned().collect();
         }
-        for (peer, routes) in plan.bgp.iter().flatten() {
-            touched.peers.insert(peer.clone());
-            let prefixes = self.by_prefix.entry(peer.clone()).or_default();
-            for route in routes {
-                prefixes.entry(route.prefix).or_default().insert(key.clone(), route.clone());
-            }
-        }
+        self.bgp.index(key, plan);
     }
 
     fn want(&mut self, addresses: &BTreeSet<IpAddr>, actions: &mut Vec<Action>) {
-        let mut changes = BTreeMap::new();
+        // In order, so that a map of all of it is built without gaps.
+        let mut changes = Vec::new();
         for address in addresses {
             let new = self.wanted_address(*address);
             let Some(asked) = self.by_address.get_mut(address) else { continue };
@@ -416,7 +395,7 @@ impl Planner {
                 self.by_address.remove(address);
             }
             if before != new {
-                changes.insert(*address, new);
+                changes.push((*address, new));
             }
         }
         // Also an empty set is told once: it is then known that there is nothing to own.
@@ -438,7 +417,8 @@ impl Planner {
         self.draining = drained;
         if extent == Extent::Whole || peers.is_some() || draining.is_some() || !changes.is_empty() {
             let version = self.version;
-            let wanted = Wanted { version, extent, addresses: changes, peers, draining };
+            let addresses = changes.into_iter().collect();
+            let wanted = Wanted { version, extent, addresses, peers, draining };
             actions.push(Action::Wanted(wanted));
         }
     }
@@ -499,13 +479,6 @@ fn metadata(resources: &Resources) -> impl Iterator<Item = &ObjectMeta> {
 fn version_of(metadata: &ObjectMeta) -> u64 {
     let version = metadata.resource_version.as_deref();
     version.and_then(|version| version.parse().ok()).unwrap_or_default()
-}
-
-/// What a round of planning touched.
-#[derive(Debug, Default)]
-struct Touched {
-    addresses: BTreeSet<IpAddr>,
-    peers: BTreeSet<PeerName>,
 }
 
 #[cfg(test)]

@@ -2,13 +2,17 @@
 //!
 //! `io/status.rs` makes the API objects equal to the newest value.
 
-use std::{collections::BTreeSet, fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use config::{NodeName, PeerName};
 pub use crds::AddressStep as Step;
+use ipnet::IpNet;
 use ownership::{AddressState, Mac, Proof};
 
-use crate::{plan::ServicePlan, view::ServiceKey};
+use crate::{
+    plan::{Refusal, ServicePlan},
+    view::{Few, ServiceKey},
+};
 
 /// What this node does for one Service, and what it has to tell of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,8 +26,8 @@ pub struct ServiceStatus {
 /// One ServiceBGPStatus.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct BgpStatus {
-    /// Those that get the routes from this node.
-    pub peers: BTreeSet<PeerName>,
+    /// Those that get the routes from this node, with the prefixes, both in order.
+    pub peers: Few<(PeerName, Few<IpNet>)>,
     /// The Service's addresses that are in pools with a BGPAdvertisement.
     pub addresses: Box<[IpAddr]>,
 }
@@ -39,10 +43,18 @@ impl ServiceStatus {
 /// One ServiceL2Status.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layer2Status {
-    /// What the first address that this node answers for is answered on; empty: every interface.
-    pub interfaces: BTreeSet<String>,
+    /// What the first address that this node answers for is answered on, in order; empty: every
+    /// interface.
+    pub interfaces: Arc<[String]>,
     /// In order. Those that other nodes tell of are missing.
     pub addresses: Box<[AddressStatus]>,
+}
+
+impl Layer2Status {
+    /// An address is announced, and nobody has said yet whether it is seen to answer.
+    pub fn awaits_proof(&self) -> bool {
+        self.addresses.iter().any(|told| told.step == Step::Announced && told.reason.is_none())
+    }
 }
 
 /// How far the way of one address to the clients is gone.
@@ -54,6 +66,34 @@ pub struct AddressStatus {
     pub seen_by: Option<NodeName>,
     /// Why it is not further; a word of [`crate::plan::Refusal::reason`] or one of those below.
     pub reason: Option<&'static str>,
+    /// Who else has it.
+    pub foreign: Option<Box<Foreign>>,
+}
+
+/// A station that is no node of the cluster and has one of its addresses, or claims to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    pub mac: Mac,
+    pub seen: SeenAt,
+}
+
+/// Where a station was seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SeenAt {
+    /// On this interface of this node.
+    Interface(Box<str>),
+    /// By the speaker of another node.
+    Node(NodeName),
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mac = self.mac.map(|octet| format!("{octet:02x}")).join(":");
+        match &self.seen {
+            SeenAt::Interface(name) => write!(f, "{mac} on interface {name}"),
+            SeenAt::Node(name) => write!(f, "{mac}, as node {name} saw"),
+        }
+    }
 }
 
 impl AddressStatus {
@@ -79,17 +119,19 @@ impl AddressStatus {
     /// What this node tells of an address; `None`: nothing.
     pub(crate) fn of(address: IpAddr, me: &NodeName, state: &AddressState) -> Option<Self> {
         use ownership::Stage;
+        let foreign = conflict(me, state);
         let told = |step, seen_by: Option<&NodeName>, reason| {
-            Some(Self { address, step, seen_by: seen_by.cloned(), reason })
+            let foreign = foreign.clone().map(Box::new);
+            Some(Self { address, step, seen_by: seen_by.cloned(), reason, foreign })
         };
         match state.stage {
             Stage::Idle | Stage::Listening | Stage::Probing => {
-                conflict(me, state).and_then(|_| told(Step::Conflict, None, Some(ADDRESS_CONFLICT)))
+                foreign.as_ref().and_then(|_| told(Step::Conflict, None, Some(ADDRESS_CONFLICT)))
             }
             Stage::Fenced => told(Step::Owned, None, Some(NODE_ISOLATED)),
             Stage::HandingOver => told(Step::Announced, None, Some(HANDING_OVER)),
             Stage::Owner => {
-                let contested = state.conflict.map(|_| ADDRESS_CONFLICT);
+                let contested = state.conflict.as_ref().map(|_| ADDRESS_CONFLICT);
                 match &state.proof {
                     Proof::NotYet => told(Step::Announced, None, contested),
                     Proof::Seen { by } => told(Step::Seen, Some(by), contested),
@@ -105,19 +147,26 @@ impl AddressStatus {
     }
 
     pub(crate) fn unanswered(address: IpAddr, reason: &'static str) -> Self {
-        Self { address, step: Step::Allocated, seen_by: None, reason: Some(reason) }
+        let reason = Some(reason);
+        Self { address, step: Step::Allocated, seen_by: None, reason, foreign: None }
     }
 }
 
 /// The foreign station that this node has to tell of: the owner does, or whoever found it before
 /// there was one.
-pub(crate) fn conflict(me: &NodeName, state: &AddressState) -> Option<Mac> {
+pub(crate) fn conflict(me: &NodeName, state: &AddressState) -> Option<Foreign> {
     let mine = state.owner.as_ref().is_none_or(|owner| owner == me);
+    let heard = state.conflict.as_ref().map(|stranger| Foreign {
+        mac: stranger.mac,
+        seen: SeenAt::Interface(stranger.interface.clone()),
+    });
     let seen = match &state.proof {
-        Proof::Wrong { mac, .. } if state.stage.answers() => Some(*mac),
+        Proof::Wrong { mac, by } if state.stage.answers() => {
+            Some(Foreign { mac: *mac, seen: SeenAt::Node(by.clone()) })
+        }
         Proof::Wrong { .. } | Proof::NotYet | Proof::Seen { .. } | Proof::Silent { .. } => None,
     };
-    state.conflict.or(seen).filter(|_| mine)
+    heard.or(seen).filter(|_| mine)
 }
 
 /// Something to tell.
@@ -181,12 +230,28 @@ impl Note {
     }
 
     /// Told when neither protocol announces a Service and the reasons are new.
-    pub(crate) fn refused(service: &Subject, plan: &ServicePlan) -> Option<Self> {
-        let (Err(layer2), Err(bgp)) = (&plan.layer2, &plan.bgp) else { return None };
-        Some(Self {
-            about: service.clone(),
+    /// And what of it is not announced to a peer that others of its routes go to.
+    pub(crate) fn refused(
+        service: &Subject,
+        plan: &ServicePlan,
+    ) -> impl Iterator<Item = Self> + use<> {
+        let mut texts = Vec::new();
+        if let (Err(layer2), Some(bgp)) = (&plan.layer2, plan.bgp_refusal()) {
+            texts.push(format!("by layer 2: {layer2}; by BGP: {bgp}"));
+        }
+        if let Some(plan) = plan.routes() {
+            let families = plan
+                .refused
+                .iter()
+                .filter(|(_, refusal)| matches!(refusal, Refusal::PeerWithoutFamily { .. }));
+            texts.extend(families.map(|(_, refusal)| format!("by BGP: {refusal}")));
+            texts.extend(plan.overruled.iter().map(ToString::to_string));
+        }
+        let about = service.clone();
+        texts.into_iter().map(move |text| Self {
+            about: about.clone(),
             kind: NoteKind::NotAnnounced,
-            text: format!("by layer 2: {layer2}; by BGP: {bgp}"),
+            text,
         })
     }
 
@@ -194,26 +259,25 @@ impl Note {
     pub(crate) fn conflict(
         service: &Subject,
         address: IpAddr,
-        mac: Option<Mac>,
+        foreign: Option<&Foreign>,
         answers: bool,
     ) -> Self {
-        let Some(mac) = mac else {
+        let Some(foreign) = foreign else {
             return Self {
                 about: service.clone(),
                 kind: NoteKind::ConflictGone,
                 text: format!("nobody else has address {address} any more"),
             };
         };
-        let mac = mac.map(|octet| format!("{octet:02x}")).join(":");
         let text = if answers {
             format!(
-                "station {mac}, which is no node of the cluster, announces address {address} too; \
-                 take the address from it, or from the pool"
+                "a station that is no node of the cluster ({foreign}) announces address {address} \
+                 too; take the address from it, or from the pool"
             )
         } else {
             format!(
-                "address {address} is not announced, because station {mac}, which is no node of \
-                 the cluster, has it; take the address from it, or from the pool"
+                "address {address} is not announced, because a station that is no node of the \
+                 cluster ({foreign}) has it; take the address from it, or from the pool"
             )
         };
         Self { about: service.clone(), kind: NoteKind::AddressConflict, text }
@@ -222,7 +286,7 @@ impl Note {
 
 #[cfg(test)]
 mod tests {
-    use ownership::Stage;
+    use ownership::{Stage, Stranger};
 
     use super::*;
 
@@ -231,13 +295,20 @@ mod tests {
         let me = NodeName::from("n1");
         let by = || NodeName::from("n2");
         let mac = [2, 0, 0, 0, 0, 9];
+        let stranger = || Some(Stranger { mac, interface: "eth0".into() });
         let (owner, other) = (Some(NodeName::from("n1")), Some(by()));
         for (owner, stage, conflict, proof, expected) in [
             (None, Stage::Idle, None, Proof::NotYet, None),
             (other.clone(), Stage::Idle, None, Proof::NotYet, None),
-            (other, Stage::Idle, Some(mac), Proof::NotYet, None),
+            (other, Stage::Idle, stranger(), Proof::NotYet, None),
             (None, Stage::Probing, None, Proof::NotYet, None),
-            (None, Stage::Idle, Some(mac), Proof::NotYet, Some("Conflict - addressConflict")),
+            (
+                None,
+                Stage::Idle,
+                stranger(),
+                Proof::NotYet,
+                Some("Conflict - addressConflict 02:00:00:00:00:09 on interface eth0"),
+            ),
             (owner.clone(), Stage::Fenced, None, Proof::NotYet, Some("Owned - nodeIsolated")),
             (
                 owner.clone(),
@@ -251,9 +322,9 @@ mod tests {
             (
                 owner.clone(),
                 Stage::Owner,
-                Some(mac),
+                stranger(),
                 Proof::Seen { by: by() },
-                Some("Seen n2 addressConflict"),
+                Some("Seen n2 addressConflict 02:00:00:00:00:09 on interface eth0"),
             ),
             (
                 owner.clone(),
@@ -267,14 +338,16 @@ mod tests {
                 Stage::Owner,
                 None,
                 Proof::Wrong { by: by(), mac },
-                Some("Announced n2 addressConflict"),
+                Some("Announced n2 addressConflict 02:00:00:00:00:09, as node n2 saw"),
             ),
         ] {
             let state = AddressState { owner, stage, epoch: 1, conflict, proof };
             let told = AddressStatus::of(IpAddr::from([10, 0, 0, 9]), &me, &state);
             let told = told.map(|told| {
                 let seen_by = told.seen_by.as_deref().unwrap_or("-");
-                format!("{:?} {seen_by} {}", told.step, told.reason.unwrap_or("-"))
+                let foreign = told.foreign.map(|foreign| format!(" {foreign}"));
+                let foreign = foreign.unwrap_or_default();
+                format!("{:?} {seen_by} {}{foreign}", told.step, told.reason.unwrap_or("-"))
             });
             assert_eq!(told.as_deref(), expected, "{state:?}");
         }

@@ -6,6 +6,7 @@
 mod endpoints;
 mod node;
 mod shared;
+mod uid;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,9 +20,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 
-use endpoints::Endpoints;
+use endpoints::{AddressFamily, Endpoints};
 pub use node::{DRAIN_ANNOTATION, Drain, Node, NodeChange};
+pub use shared::Few;
 pub(crate) use shared::{Shared, compact};
+pub use uid::Uid;
 
 const SHARE_ANNOTATIONS: [&str; 2] =
     ["metallb.io/allow-shared-ip", "metallb.universe.tf/allow-shared-ip"];
@@ -35,8 +38,8 @@ pub struct Service {
     /// The key of `allow-shared-ip` is given and not empty.
     pub shares_address: bool,
     /// `status.loadBalancer.ingress[].ip`, in order, each once.
-    pub addresses: Box<[IpAddr]>,
-    pub uid: Box<str>,
+    pub addresses: Few<IpAddr>,
+    pub uid: Uid,
 }
 
 /// `spec.externalTrafficPolicy`
@@ -159,7 +162,23 @@ impl Cluster {
 
     /// Nodes with a serving endpoint of the Service.
     pub fn endpoint_nodes(&self, key: &ServiceKey) -> BTreeSet<NodeName> {
-        self.endpoints.of(key).flat_map(|serving| serving.nodes.iter().cloned()).collect()
+        self.endpoints.of(key).flat_map(|serving| serving.nodes.keys().cloned()).collect()
+    }
+
+    /// How many ready endpoints of the Service a node has for traffic to this address: those of its
+    /// family, or all where there are none of that.
+    pub fn ready_endpoints(&self, key: &ServiceKey, node: &str, address: IpAddr) -> u16 {
+        let of = |family| {
+            let slices = self.endpoints.of(key).filter(|serving| serving.family == family);
+            let counts = slices.filter_map(|serving| serving.nodes.get(node).copied());
+            counts.fold(0, u16::saturating_add)
+        };
+        let (own, other) = match address {
+            IpAddr::V4(_) => (AddressFamily::Ipv4, AddressFamily::Ipv6),
+            IpAddr::V6(_) => (AddressFamily::Ipv6, AddressFamily::Ipv4),
+        };
+        let count = of(own);
+        if count == 0 { of(other) } else { count }
     }
 }
 
@@ -196,7 +215,7 @@ fn read_service(object: &core::Service) -> Option<Service> {
             annotations.and_then(|a| a.get(*name)).is_some_and(|value| !value.is_empty())
         }),
         addresses: addresses.into_iter().collect(),
-        uid: object.metadata.uid.as_deref().unwrap_or_default().into(),
+        uid: Uid::new(object.metadata.uid.as_deref().unwrap_or_default()),
     })
 }
 

@@ -8,11 +8,11 @@ use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     net::{IpAddr, Ipv6Addr},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use layer2::{Announcer, AnnouncerSettings, Interface, InterfaceIndex, InterfaceMatch, announcer};
-use ownership::{AddressState, Candidates, Extent, NodeName, Ownership, View};
+use ownership::{AddressState, Candidates, Extent, Heard, Mac, NodeName, Ownership, View};
 
 /// What the planner wants on the segment: the whole the first time, then what has changed.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -110,6 +110,10 @@ pub struct Report {
     pub left: bool,
 }
 
+/// While frames wait for their turn in the pace, those of so long go out together: one wake for
+/// each of a thousand frames costs more than the frames.
+const TOGETHER: Duration = Duration::from_millis(4);
+
 /// See the module.
 #[derive(Debug)]
 pub struct Wire {
@@ -118,6 +122,8 @@ pub struct Wire {
     wanted: Wanted,
     ownership: Ownership,
     announcer: Announcer,
+    /// Frames that are due before wait until then.
+    announce_from: Option<Instant>,
     report: Report,
     memory_changed: bool,
 }
@@ -135,6 +141,7 @@ impl Wire {
             wanted: Wanted::default(),
             ownership: Ownership::new(settings, now),
             announcer: Announcer::new(announcer),
+            announce_from: None,
             report: Report::default(),
             memory_changed: false,
         };
@@ -166,11 +173,16 @@ impl Wire {
         let mut step = Step::default();
         step.owned(self.ownership.handle_timeout(now));
         step.announced(self.announcer.handle_timeout(now));
+        // One address alone has longer pauses between its frames, and is not put off.
+        let soon = now + TOGETHER;
+        let next = self.announcer.poll_timeout();
+        self.announce_from = next.filter(|next| *next < soon).map(|_| soon);
         self.finish(step, now)
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        [self.ownership.poll_timeout(), self.announcer.poll_timeout()].into_iter().flatten().min()
+        let announcer = self.announcer.poll_timeout().max(self.announce_from);
+        [self.ownership.poll_timeout(), announcer].into_iter().flatten().min()
     }
 
     /// What is to outlive the process, if it has changed since this was last asked.
@@ -243,7 +255,18 @@ impl Wire {
         while let Some(next) = step.queue.pop_front() {
             match next {
                 Next::Owned(action) => self.perform_owned(action, now, &mut step),
-                Next::Heard(event) => step.owned(self.ownership.handle(event, now)),
+                Next::Heard { address, interface, mac, form } => {
+                    let known = self.report.interfaces.iter();
+                    let Some(on) = known.clone().find(|known| known.index == interface) else {
+                        continue;
+                    };
+                    let interface = &*on.name;
+                    let event = ownership::Event::Heard { address, interface, mac, form };
+                    step.owned(self.ownership.handle(event, now));
+                }
+                Next::Silence(address) => {
+                    step.owned(self.ownership.handle(ownership::Event::Silence(address), now));
+                }
             }
         }
         step.flush();
@@ -306,7 +329,8 @@ struct Step {
 #[derive(Debug)]
 enum Next {
     Owned(ownership::Action),
-    Heard(ownership::Event<'static>),
+    Heard { address: IpAddr, interface: InterfaceIndex, mac: Mac, form: Heard },
+    Silence(IpAddr),
 }
 
 impl Step {
@@ -326,12 +350,11 @@ impl Step {
                 announcer::Action::LeaveGroup { interface, group } => {
                     self.actions.push(Action::LeaveGroup { interface, group });
                 }
-                announcer::Action::Heard { address, interface: _, mac, form } => {
-                    let event = ownership::Event::Heard { address, mac, form };
-                    self.queue.push_back(Next::Heard(event));
+                announcer::Action::Heard { address, interface, mac, form } => {
+                    self.queue.push_back(Next::Heard { address, interface, mac, form });
                 }
                 announcer::Action::Silence(address) => {
-                    self.queue.push_back(Next::Heard(ownership::Event::Silence(address)));
+                    self.queue.push_back(Next::Silence(address));
                 }
             }
         }

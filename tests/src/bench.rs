@@ -2,6 +2,7 @@
 //! process has used. Measures nothing itself and asserts nothing.
 
 pub mod asker;
+pub mod bgp;
 pub mod frames;
 pub mod keepalived;
 pub mod layer2;

@@ -51,7 +51,7 @@ pub fn install(cluster: &ControlPlane) -> Result<()> {
     cluster.apply(&manifest)?;
     let crds = cluster.kubectl(&["get", "crd", "--output=name"])?;
     let crds: Vec<_> = crds.lines().filter(|name| name.ends_with(".metallb.io")).collect();
-    ensure!(crds.len() == 9, "install.yaml brings all kinds: {crds:?}");
+    ensure!(crds.len() == 10, "install.yaml brings all kinds: {crds:?}");
     let mut wait = vec!["wait", "--for=condition=Established", "--timeout=30s"];
     wait.extend(&crds);
     cluster.kubectl(&wait).map(drop)
@@ -123,8 +123,9 @@ impl Workload {
         if !program.exists() {
             fs::copy(&self.program, &program)?;
         }
+        self.prepare(lab, &program)?;
         let mut command = namespace.command("setpriv");
-        command.args(self.privileges()).arg("--").arg(&program);
+        command.args(self.privileges(&self.container)).arg("--").arg(&program);
         for argument in self.container["args"].as_array().into_iter().flatten() {
             command.arg(argument.as_str().context("args are strings")?);
         }
@@ -136,37 +137,61 @@ impl Workload {
         Ok(command)
     }
 
+    /// What is done before the container starts: directories of the node are made, and the init
+    /// containers run, which are of the same image. The image's program has a capability if the
+    /// container asks for one that it gets no other way.
+    fn prepare(&self, lab: &Lab, program: &Path) -> Result<()> {
+        if self.container["securityContext"]["allowPrivilegeEscalation"] == true {
+            run(Command::new("setcap").arg("cap_net_raw,cap_net_bind_service=p").arg(program))?;
+        }
+        for volume in self.pod["volumes"].as_array().into_iter().flatten() {
+            if let (Some(name), true) = (volume["name"].as_str(), volume["hostPath"].is_object()) {
+                fs::create_dir_all(lab.directory().join(name))?;
+            }
+        }
+        for container in self.pod["initContainers"].as_array().into_iter().flatten() {
+            let mut command = Command::new("setpriv");
+            command.args(self.privileges(container)).arg("--").arg(program);
+            for argument in container["args"].as_array().into_iter().flatten() {
+                let argument = argument.as_str().context("args are strings")?;
+                command.arg(mounted(lab, container, argument)?);
+            }
+            run(&mut command)?;
+        }
+        Ok(())
+    }
+
     /// The user and the capabilities of the security contexts, in setpriv's words.
-    fn privileges(&self) -> Vec<String> {
-        let context = &self.container["securityContext"];
-        let user = [context, &self.pod["securityContext"]]
-            .into_iter()
-            .find_map(|context| context["runAsUser"].as_u64())
-            .unwrap_or(0);
+    fn privileges(&self, container: &Value) -> Vec<String> {
+        let context = &container["securityContext"];
+        let id = |field: &str| {
+            let contexts = [context, &self.pod["securityContext"]];
+            contexts.into_iter().find_map(|context| context[field].as_u64())
+        };
+        let user = id("runAsUser").unwrap_or(0);
+        let group = id("runAsGroup").unwrap_or(0);
         let mut capabilities = "-all".to_owned();
         for capability in context["capabilities"]["add"].as_array().into_iter().flatten() {
             capabilities +=
                 &format!(",+{}", capability.as_str().unwrap_or_default().to_lowercase());
         }
-        vec![
+        let mut words = vec![
             format!("--reuid={user}"),
-            format!("--regid={user}"),
-            "--clear-groups".to_owned(),
-            "--no-new-privs".to_owned(),
+            format!("--regid={group}"),
+            id("fsGroup")
+                .map_or_else(|| "--clear-groups".to_owned(), |more| format!("--groups={more}")),
             format!("--bounding-set={capabilities}"),
-            format!("--inh-caps={capabilities}"),
-        ]
+            "--inh-caps=-all".to_owned(),
+        ];
+        if context["allowPrivilegeEscalation"] == false {
+            words.push("--no-new-privs".to_owned());
+        }
+        words
     }
 
     fn value(&self, lab: &Lab, variable: &Value, place: Place<'_>) -> Result<String> {
         if let Some(value) = variable["value"].as_str() {
-            for mount in self.container["volumeMounts"].as_array().into_iter().flatten() {
-                if mount["mountPath"] == value {
-                    let volume = mount["name"].as_str().context("a mount names its volume")?;
-                    return Ok(lab.directory().join(volume).to_string_lossy().into_owned());
-                }
-            }
-            return Ok(value.to_owned());
+            return mounted(lab, &self.container, value);
         }
         let path = variable["valueFrom"]["fieldRef"]["fieldPath"].as_str();
         match path.with_context(|| format!("a source of {variable}"))? {
@@ -177,6 +202,25 @@ impl Workload {
             other => bail!("this kubelet does not know the field {other}"),
         }
     }
+}
+
+/// A path in a container as it is outside of it; whatever is none stays as it is.
+fn mounted(lab: &Lab, container: &Value, value: &str) -> Result<String> {
+    for mount in container["volumeMounts"].as_array().into_iter().flatten() {
+        if mount["mountPath"] == value {
+            let volume = mount["name"].as_str().context("a mount names its volume")?;
+            return Ok(lab.directory().join(volume).to_string_lossy().into_owned());
+        }
+    }
+    Ok(value.to_owned())
+}
+
+/// Runs a program to its end.
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("running {command:?}"))?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{command:?}: {}: {said}", output.status);
+    Ok(())
 }
 
 /// A controller in a pod, as the Deployment would make it.

@@ -14,29 +14,35 @@
 //! holds the addresses that are announced on its loopback device, where its kernel answers pings
 //! for them and nobody's ARP or NDP.
 
+mod far;
+mod neighbours;
+mod pings;
+mod router;
+mod wiretap;
+
 use std::{
     collections::BTreeSet,
     fs,
-    io::Read,
     net::{IpAddr, TcpListener},
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Arc, Once, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread::JoinHandle,
-    time::{Duration, Instant},
+    sync::{Once, OnceLock},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use apiserver::{ApiServer, Options};
 use netlab::{End, Lab, Namespace, Process, Switch, wait_for};
 use serde_json::{Value, json};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::runtime::Runtime;
 
 use crate::programs::built;
+
+pub use far::{FAR, FAR_POOL, announce_far, peer_spec, wait_for_announcers, wait_for_routes};
+pub use neighbours::{Capture, Form, Heard, Neighbour, arping, neighbour};
+pub use pings::{Answers, Pings};
+pub use router::{Dialling, Route, Router, RouterConfig, RouterKind, Transport};
+pub use wiretap::Wiretap;
 
 /// For whatever happens by itself; most of it takes well under a second on an idle machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -97,7 +103,7 @@ pub fn on_stage(test: impl FnOnce(&mut Stage) -> Result<()>) {
 
 /// As [`on_stage`], with more flags for the speakers.
 pub fn on_stage_with(flags: &[&str], test: impl FnOnce(&mut Stage) -> Result<()>) {
-    let mut stage = Stage::build().unwrap();
+    let mut stage = Stage::build(speaker).unwrap();
     stage.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     match stage.start_speakers().and_then(|()| test(&mut stage)) {
         Ok(()) => stage.close().unwrap(),
@@ -105,12 +111,27 @@ pub fn on_stage_with(flags: &[&str], test: impl FnOnce(&mut Stage) -> Result<()>
     }
 }
 
+/// Runs a measurement on a stage of its own with a given program, of which none runs yet.
+///
+/// # Errors
+/// Those of the measurement, with the ends of all logs.
+pub fn on_stage_of<T>(
+    program: PathBuf,
+    measure: impl FnOnce(&mut Stage) -> Result<T>,
+) -> Result<T> {
+    let mut stage = Stage::build(|| Ok(program))?;
+    match measure(&mut stage) {
+        Ok(value) => stage.close().map(|()| value),
+        Err(error) => anyhow::bail!("{error:#}\n{}", stage.lab.log_tails(6)),
+    }
+}
+
 impl Stage {
-    fn build() -> Result<Self> {
+    fn build(program: impl FnOnce() -> Result<PathBuf>) -> Result<Self> {
         // Without root, the whole test program starts again in here, in a user namespace.
         static ROOT: Once = Once::new();
         ROOT.call_once(|| netlab::reexec_in_user_namespace().unwrap());
-        let program = speaker()?;
+        let program = program()?;
         let lab = Lab::new()?;
         let (lan, management) = (lab.switch("lan")?, lab.switch("mgmt")?);
         management.namespace().add_addresses("br0", &["10.9.0.1/24"])?;
@@ -522,227 +543,6 @@ pub fn node_mac(number: u8) -> String {
     format!("02:00:00:00:01:{number:02x}")
 }
 
-/// An entry of a kernel's neighbour table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Neighbour {
-    /// `None` while it is being asked for, or nobody answered.
-    pub mac: Option<String>,
-    /// NUD state, such as `REACHABLE`.
-    pub state: String,
-}
-
-/// What a host knows of an address on the segment.
-///
-/// # Errors
-/// When it has no entry.
-pub fn neighbour(host: &Namespace, address: &str) -> Result<Neighbour> {
-    let entry = host.run(&["ip", "neighbour", "show", "to", address, "dev", DEVICE])?;
-    let words: Vec<_> = entry.split_whitespace().collect();
-    let mac = words.iter().position(|word| *word == "lladdr").and_then(|at| words.get(at + 1));
-    let state = words.last().with_context(|| format!("there is no entry for {address}"))?;
-    Ok(Neighbour { mac: mac.map(|mac| (*mac).to_owned()), state: (*state).to_owned() })
-}
-
-/// The answers to an `arping` with these arguments, by MAC address; its exit code is not looked at.
-///
-/// # Errors
-/// When it cannot be started.
-pub fn arping(host: &Namespace, arguments: &str) -> Result<BTreeSet<String>> {
-    let mut command = host.command("arping");
-    let output = command.args(["-I", DEVICE]).args(arguments.split_whitespace()).output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let bracketed = text.split('[').skip(1).filter_map(|rest| rest.split(']').next());
-    Ok(bracketed.map(str::to_ascii_lowercase).collect())
-}
-
-/// Echo requests to an address, one every 5 ms as far as the kernel's clock is that fine.
-#[derive(Debug)]
-pub struct Pings {
-    process: Process,
-}
-
-/// What became of them.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Answers {
-    /// Echo requests up to the last that was answered.
-    pub sent: usize,
-    /// Those among them that were not answered.
-    pub lost: usize,
-    /// The longest time between two answers.
-    pub longest_gap: Duration,
-}
-
-impl Pings {
-    /// Starts, and waits for the first answers.
-    ///
-    /// # Errors
-    /// When nobody answers.
-    pub fn start(host: &Namespace, address: &str) -> Result<Self> {
-        let mut command = host.command("ping");
-        // Bounded, should nobody end it.
-        command.args(["-D", "-n", "-i", "0.005", "-w", "60", address]);
-        let process = host.spawn(&format!("ping-{}", address.replace(':', "-")), command)?;
-        let this = Self { process };
-        this.wait_for_more()?;
-        Ok(this)
-    }
-
-    /// Waits until some fifty more were answered.
-    ///
-    /// # Errors
-    /// When they are not.
-    pub fn wait_for_more(&self) -> Result<()> {
-        let before = self.arrivals()?.len();
-        wait_for("pings are answered", LIMIT, || {
-            let now = self.arrivals()?.len();
-            ensure!(now >= before + 50, "{before} answers, then {now}");
-            Ok(())
-        })
-    }
-
-    /// Ends it.
-    ///
-    /// # Errors
-    /// When its log cannot be read.
-    pub fn stop(self) -> Result<Answers> {
-        let arrivals = self.arrivals()?;
-        let sent = arrivals.iter().map(|(number, _)| *number).max().unwrap_or(0);
-        let answered: BTreeSet<_> = arrivals.iter().map(|(number, _)| *number).collect();
-        let mut times: Vec<_> = arrivals.iter().map(|(_, at)| *at).collect();
-        times.sort_by(f64::total_cmp);
-        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        // Another of the same name starts with an empty log.
-        let log = self.process.log().to_owned();
-        self.process.kill();
-        fs::remove_file(log)?;
-        let longest_gap = Duration::from_secs_f64(longest);
-        Ok(Answers { sent, lost: sent - answered.len(), longest_gap })
-    }
-
-    /// The number of each request that was answered, and when, in seconds.
-    fn arrivals(&self) -> Result<Vec<(usize, f64)>> {
-        let text = fs::read_to_string(self.process.log())?;
-        let arrival = |line: &str| {
-            let (time, rest) = line.strip_prefix('[')?.split_once(']')?;
-            let number = rest.split_once("bytes from")?.1.split_once("icmp_seq=")?.1;
-            let number = number.split_whitespace().next()?;
-            Some((number.parse().ok()?, time.parse().ok()?))
-        };
-        Ok(text.lines().filter_map(arrival).collect())
-    }
-}
-
-/// Hears what is said on the segment about who has which address.
-#[derive(Debug)]
-pub struct Capture {
-    stop: Arc<AtomicBool>,
-    listener: JoinHandle<Vec<(Instant, Heard)>>,
-}
-
-/// One of the frames that Linux learns from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Heard {
-    /// The Ethernet header's addresses.
-    pub source: String,
-    /// See `source`.
-    pub destination: String,
-    /// The address in question.
-    pub address: IpAddr,
-    /// The MAC address that it is said to have.
-    pub mac: String,
-    /// How it is said.
-    pub form: Form,
-}
-
-/// The forms of such frames.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// An ARP request of a station for its own address (RFC 5227 section 3).
-    GratuitousRequest,
-    /// An ARP reply, asked for or not.
-    Reply,
-    /// A neighbour advertisement with the option that names the MAC address (RFC 4861 section 4.4).
-    Advertisement {
-        /// Somebody had asked.
-        solicited: bool,
-        /// What the hearer knew before is to be replaced.
-        overriding: bool,
-    },
-}
-
-impl Capture {
-    /// Hears from when this returns on.
-    ///
-    /// # Errors
-    /// When the kernel gives no packet socket.
-    pub fn start(host: &Namespace) -> Result<Self> {
-        let mut socket = host.inside(|| {
-            // ETH_P_ALL of packet(7), in network byte order.
-            let all = Protocol::from(i32::from(3_u16.to_be()));
-            Ok(Socket::new(Domain::PACKET, Type::RAW, Some(all))?)
-        })?;
-        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let listener = std::thread::spawn(move || {
-            let (mut heard, mut frame) = (Vec::new(), [0; 2048]);
-            loop {
-                match socket.read(&mut frame) {
-                    Ok(length) => {
-                        let now = Instant::now();
-                        heard.extend(Heard::in_frame(&frame[..length]).map(|heard| (now, heard)));
-                    }
-                    // Nothing more has come by the end.
-                    Err(_) if stopped.load(Ordering::Relaxed) => return heard,
-                    Err(_) => {}
-                }
-            }
-        });
-        Ok(Self { stop, listener })
-    }
-
-    /// Ends it; what was heard, in order.
-    pub fn stop(self) -> Vec<Heard> {
-        self.stop_and_time().into_iter().map(|(_, heard)| heard).collect()
-    }
-
-    /// As [`stop`](Self::stop), with the times.
-    pub fn stop_and_time(self) -> Vec<(Instant, Heard)> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.listener.join().unwrap()
-    }
-}
-
-impl Heard {
-    pub(crate) fn in_frame(frame: &[u8]) -> Option<Self> {
-        let mac = |at: usize| {
-            let octets = frame.get(at..at + 6)?.iter();
-            Some(octets.map(|octet| format!("{octet:02x}")).collect::<Vec<_>>().join(":"))
-        };
-        let octet = |at: usize| frame.get(at).copied();
-        let v4 = |at: usize| Some(<[u8; 4]>::try_from(frame.get(at..at + 4)?).ok()?.into());
-        let (address, named, form) = match frame.get(12..14)? {
-            // RFC 826: operation at 20, sender's MAC at 22 and IP at 28, target's IP at 38.
-            [0x08, 0x06] => match octet(21)? {
-                1 if v4(28)? == v4(38)? => (v4(28)?, mac(22)?, Form::GratuitousRequest),
-                2 => (v4(28)?, mac(22)?, Form::Reply),
-                _ => return None,
-            },
-            // ICMPv6 type 136, flags, target, and the option of type 2 and length 1.
-            [0x86, 0xdd]
-                if octet(20)? == 58 && octet(54)? == 136 && frame.get(78..80)? == [2, 1] =>
-            {
-                let target = <[u8; 16]>::try_from(frame.get(62..78)?).ok()?;
-                let flags = octet(58)?;
-                let (solicited, overriding) = (flags & 0x40 != 0, flags & 0x20 != 0);
-                (target.into(), mac(80)?, Form::Advertisement { solicited, overriding })
-            }
-            _ => return None,
-        };
-        Some(Self { source: mac(6)?, destination: mac(0)?, address, mac: named, form })
-    }
-}
-
 /// The gateways that a host's kernel sends an address to.
 ///
 /// # Errors
@@ -805,190 +605,4 @@ fn speaker() -> Result<PathBuf> {
             Ok(PROGRAM.get_or_init(|| program).clone())
         }
     }
-}
-
-/// A routing daemon in the router's namespace, with a passive session to each node.
-#[derive(Debug)]
-pub struct Router {
-    kind: RouterKind,
-    namespace: Namespace,
-    folder: PathBuf,
-    processes: Vec<Process>,
-}
-
-/// Which daemon it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RouterKind {
-    /// BIRD 2.
-    Bird,
-    /// zebra and bgpd of FRRouting.
-    Frr,
-}
-
-/// Whom the router's sessions are for.
-#[derive(Debug, Clone, Copy)]
-pub struct RouterConfig<'a> {
-    /// The router's own AS number.
-    pub asn: u32,
-    /// That of the nodes.
-    pub node_asn: u32,
-    /// TCP MD5, on all sessions.
-    pub password: Option<&'a str>,
-}
-
-/// Debian's place for FRR's daemons, which are on nobody's PATH.
-const FRR: &str = "/usr/lib/frr";
-
-impl Router {
-    /// Starts it on a stage.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub fn start(stage: &Stage, kind: RouterKind, config: RouterConfig<'_>) -> Result<Self> {
-        let folder = stage.directory().join("router");
-        fs::create_dir(&folder)?;
-        match kind {
-            RouterKind::Bird => fs::write(folder.join("bird.conf"), bird_configuration(config))?,
-            RouterKind::Frr => {
-                fs::write(folder.join("zebra.conf"), "")?;
-                fs::write(folder.join("bgpd.conf"), frr_configuration(config))?;
-                // The daemons give up root for a user of their own.
-                let owned = Command::new("chown").args(["-R", "frr:"]).arg(&folder).status()?;
-                ensure!(owned.success(), "giving {} to the user frr", folder.display());
-            }
-        }
-        let namespace = stage.router.clone();
-        // Flows to one address are to spread, and a route with one next hop is no multipath.
-        namespace.sysctl("net.ipv4.fib_multipath_hash_policy", 1)?;
-        let mut this = Self { kind, namespace, folder, processes: Vec::new() };
-        this.run()?;
-        Ok(this)
-    }
-
-    /// Whether FRR is installed and may run: zebra insists on users of its own.
-    pub fn has_frr() -> bool {
-        let owner = Command::new("chown").args(["frr:", "/proc/self/nothing"]).output();
-        // "No such file" is what a chown that knows the user and may use it says.
-        let user = owner.is_ok_and(|out| !String::from_utf8_lossy(&out.stderr).contains("invalid"));
-        let all_ids = fs::read_to_string("/proc/self/uid_map")
-            .is_ok_and(|map| map.split_whitespace().last().is_some_and(|count| count != "1"));
-        user && all_ids && ["zebra", "bgpd"].iter().all(|name| Path::new(FRR).join(name).exists())
-    }
-
-    /// Ends it in order, so that it takes its routes out of the kernel, and starts it again.
-    ///
-    /// # Errors
-    /// When it does not end or not start.
-    pub fn restart(&mut self) -> Result<()> {
-        for process in self.processes.drain(..).rev() {
-            process.stop()?;
-        }
-        self.run()
-    }
-
-    /// What it says about something, in its own language.
-    ///
-    /// # Errors
-    /// When it does not understand, or does not answer.
-    pub fn ask(&self, question: &str) -> Result<String> {
-        let folder = self.folder.to_string_lossy();
-        match self.kind {
-            RouterKind::Bird => {
-                let mut program =
-                    vec!["birdc".to_owned(), "-s".to_owned(), format!("{folder}/ctl")];
-                program.extend(question.split_whitespace().map(str::to_owned));
-                self.namespace.run(&program)
-            }
-            RouterKind::Frr => {
-                self.namespace.run(&["vtysh", "--vty_socket", &folder, "-c", question])
-            }
-        }
-    }
-
-    /// All that it has logged.
-    ///
-    /// # Errors
-    /// When a log cannot be read.
-    pub fn log(&self) -> Result<String> {
-        let logs = self.processes.iter().map(|process| fs::read_to_string(process.log()));
-        Ok(logs.collect::<std::io::Result<Vec<_>>>()?.concat())
-    }
-
-    fn run(&mut self) -> Result<()> {
-        let file = |name: &str| self.folder.join(name);
-        match self.kind {
-            RouterKind::Bird => {
-                let mut command = self.namespace.command("bird");
-                command.arg("-f").arg("-c").arg(file("bird.conf"));
-                command.arg("-s").arg(file("ctl")).arg("-P").arg(file("pid"));
-                self.processes.push(self.namespace.spawn("bird", command)?);
-            }
-            RouterKind::Frr => {
-                for name in ["zebra", "bgpd"] {
-                    let mut command = self.namespace.command(Path::new(FRR).join(name));
-                    command.arg("-f").arg(file(&format!("{name}.conf")));
-                    command.arg("-i").arg(file(&format!("{name}.pid")));
-                    command.arg("-z").arg(file("zserv")).arg("--vty_socket").arg(&self.folder);
-                    command.args(["--log", "stdout"]);
-                    self.processes.push(self.namespace.spawn(name, command)?);
-                    // Sessions that come before bgpd knows zebra's interfaces are reset, or wait
-                    // for their next hops.
-                    let question = match name {
-                        "zebra" => "show ip route connected",
-                        _ => "show bgp summary",
-                    };
-                    wait_for(&format!("{name} answers"), LIMIT, || {
-                        let shown = self.ask(question)?;
-                        ensure!(name == "bgpd" || shown.contains("10.0.0.0/24"), "{shown}");
-                        Ok(())
-                    })?;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn bird_configuration(config: RouterConfig<'_>) -> String {
-    let RouterConfig { asn, node_asn, password } = config;
-    let password = password.map(|key| format!("password \"{key}\";")).unwrap_or_default();
-    let mut text =
-        "router id 10.0.0.1;\nlog stderr all;\nprotocol device { scan time 1; }\n".to_owned();
-    for family in ["ipv4", "ipv6"] {
-        text += &format!(
-            "protocol kernel {{ merge paths on; {family} {{ import none; export all; }}; }}\n"
-        );
-    }
-    for number in NODES {
-        text += &format!(
-            "protocol bgp n{number} {{\n\
-             local 10.0.0.1 as {asn}; neighbor 10.0.0.1{number} as {node_asn};\n\
-             direct; passive on; {password}\n\
-             ipv4 {{ import all; export none; }}; ipv6 {{ import all; export none; }};\n}}\n"
-        );
-    }
-    text
-}
-
-fn frr_configuration(config: RouterConfig<'_>) -> String {
-    let RouterConfig { asn, node_asn, password } = config;
-    let mut text = format!(
-        "frr defaults datacenter\ndebug bgp neighbor-events\nrouter bgp {asn}\n bgp router-id 10.0.0.1\n \
-         no bgp ebgp-requires-policy\n"
-    );
-    for number in NODES {
-        let neighbor = format!(" neighbor 10.0.0.1{number}");
-        text += &format!("{neighbor} remote-as {node_asn}\n{neighbor} passive\n");
-        if let Some(password) = password {
-            text += &format!("{neighbor} password {password}\n");
-        }
-    }
-    for family in ["ipv4", "ipv6"] {
-        text += &format!(" address-family {family} unicast\n  maximum-paths 16\n");
-        for number in NODES {
-            text += &format!("  neighbor 10.0.0.1{number} activate\n");
-        }
-        text += " exit-address-family\n";
-    }
-    text
 }

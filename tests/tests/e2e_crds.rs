@@ -229,7 +229,17 @@ fn advertisements() -> Vec<Row> {
             &["spec.preferredNodeSelectors[0].weight", "to 100"],
         ),
     ];
-    for text in ["0:0", "65535:65535", "00001:1", "large:4294967295:0:1", "no-export", "large"] {
+    for text in [
+        "0:0",
+        "65535:65535",
+        "00001:1",
+        "large:4294967295:0:1",
+        "no-export",
+        "large",
+        "rt:1:2",
+        "soo:192.0.2.1:2",
+        "ext:0x0002FBF400000064",
+    ] {
         rows.push(good(BGP, json!({ "communities": [text] })));
     }
     for text in ["1:", ":1", "1:65536", "-1:1", "1:2:3", "large:1:2", "large:1:2:4294967296", "a:b"]
@@ -381,7 +391,10 @@ fn others() -> Vec<Row> {
         good("BFDProfile", json!({})),
         good("BFDProfile", json!({ "echoMode": true, "minimumTtl": 254, "detectMultiplier": 2 })),
     ];
-    for value in ["no-export", "1:65536", "1", "large:1:2:x"] {
+    for value in ["no-export", "rt:1:2", "soo:192.0.2.1:2", "ext:0x0002fbf400000064"] {
+        rows.push(good("Community", alias(value)));
+    }
+    for value in ["no-import", "1:65536", "1", "large:1:2:x", "rt:1", "ext:0x1"] {
         rows.push(bad("Community", alias(value), &["spec.communities[0]", SYNTAX]));
     }
     for (field, value) in [

@@ -1,6 +1,6 @@
-//! The speaker as it is shipped, on the real kernel: what Linux neighbours, BIRD and FRR make of
-//! what it sends. Run with `--test-threads=1`: times are measured. As an ordinary user it runs in a
-//! user namespace, without FRR. `--nocapture` shows the figures.
+//! The speaker as it is shipped, on the real kernel: what Linux neighbours make of what it sends,
+//! and what it makes of bad configuration and of garbage. Run with `--test-threads=1`: times are
+//! measured. As an ordinary user it runs in a user namespace. `--nocapture` shows the figures.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -13,19 +13,15 @@ use netlab::{Namespace, wait_for};
 use serde_json::{Value, json};
 use tests::lab::{
     Answers, Capture, DEVICE, Form, LIMIT, NAMESPACE, Pings, Policy, Router, RouterConfig,
-    RouterKind, Stage, arping, custom, gateways, neighbour, node_addresses, node_mac, node_name,
-    on_stage,
+    RouterKind, Stage, Transport, announce_far, arping, custom, neighbour, node_mac, node_name,
+    on_stage, peer_spec, wait_for_announcers, wait_for_routes,
 };
 
 /// On the segment's own subnets.
 const NEAR: [&str; 2] = ["10.0.0.200", "fd00:a::200"];
 const NEAR_POOL: [&str; 2] = ["10.0.0.200-10.0.0.219", "fd00:a::200-fd00:a::21f"];
-/// On nobody's.
-const FAR: [&str; 2] = ["203.0.113.10", "2001:db8:113::10"];
-const FAR_POOL: [&str; 2] = ["203.0.113.0/24", "2001:db8:113::/64"];
 const BROADCAST: &str = "ff:ff:ff:ff:ff:ff";
 const L2: &str = "ServiceL2Status";
-const BGP: &str = "ServiceBGPStatus";
 const GARBAGE: &str = include_str!("lab/garbage.py");
 
 /// A take-over at the default of 40 ms and 4 misses takes 160 to 240 ms; the rest is room for a
@@ -256,116 +252,6 @@ fn link_down_up_rename() {
 }
 
 #[test]
-fn bgp_routes_reach_bird() {
-    on_stage(|stage| {
-        let router = Router::start(stage, RouterKind::Bird, EXTERNAL)?;
-        routes_reach_the_kernel(
-            stage,
-            router,
-            |router, address| {
-                let shown = router.ask(&format!("show route all for {address}"))?;
-                ensure!(shown.contains("BGP.community: (64512,100)"), "{shown}");
-                ensure!(shown.contains("BGP.large_community: (64512, 1, 2)"), "{shown}");
-                ensure!(shown.contains("BGP.as_path: 64512"), "{shown}");
-                Ok(())
-            },
-            |router| {
-                let shown = router.ask("show protocols all n3")?;
-                ensure!(shown.contains("Received: Administrative shutdown"), "{shown}");
-                Ok(())
-            },
-        )
-    });
-}
-
-#[test]
-fn bgp_routes_reach_frr() {
-    if !Router::has_frr() {
-        println!("skipped: FRR is not installed, or may not become the user frr here");
-        return;
-    }
-    on_stage(|stage| {
-        let router = Router::start(stage, RouterKind::Frr, EXTERNAL)?;
-        routes_reach_the_kernel(
-            stage,
-            router,
-            |router, address| {
-                let family = if address.contains(':') { "ipv6" } else { "ipv4" };
-                let shown = router.ask(&format!("show bgp {family} unicast {address} json"))?;
-                let shown: Value = serde_json::from_str(&shown)?;
-                let paths = shown["paths"].as_array().context("paths")?;
-                ensure!(paths.len() == 3, "{shown:#}");
-                for path in paths {
-                    ensure!(path["community"]["string"] == "64512:100", "{path:#}");
-                    ensure!(path["largeCommunity"]["string"] == "64512:1:2", "{path:#}");
-                    ensure!(path["aspath"]["string"] == "64512", "{path:#}");
-                }
-                Ok(())
-            },
-            |router| {
-                let shown = router.ask("show bgp neighbors 10.0.0.13 json")?;
-                let shown: Value = serde_json::from_str(&shown)?;
-                let reset = &shown["10.0.0.13"]["lastErrorCodeSubcode"];
-                ensure!(reset == "0602", "{shown:#}");
-                Ok(())
-            },
-        )
-    });
-}
-
-#[test]
-fn bgp_passwords_must_be_equal() {
-    on_stage(|stage| {
-        let secret = |password: &str| {
-            json!({
-                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/basic-auth",
-                "metadata": {"name": "router", "namespace": NAMESPACE},
-                "stringData": {"password": password},
-            })
-        };
-        let password = Some("s3cret");
-        let router = Router::start(stage, RouterKind::Bird, RouterConfig { password, ..EXTERNAL })?;
-        stage.apply(&secret("wr0ng"))?;
-        let mut spec = peer(EXTERNAL);
-        spec["passwordSecret"] = json!({"name": "router"});
-        announce_far(stage, spec, json!({}))?;
-        // RFC 2385: what is signed wrongly is dropped without a word.
-        wait_for("the router's kernel drops segments", LIMIT, || {
-            let dropped = md5_failures(&stage.router)?;
-            ensure!(dropped >= 3, "{dropped} so far");
-            Ok(())
-        })?;
-        ensure!(established(&router)? == 0, "{}", router.ask("show protocols")?);
-        ensure!(gateways(&stage.router, FAR[0])?.is_empty());
-
-        let since = Instant::now();
-        stage.apply(&secret("s3cret"))?;
-        wait_for_routes(stage, &[1, 2, 3])?;
-        println!("with the right password: routes after {:?}", since.elapsed());
-        for node in &mut stage.nodes {
-            let log = node.speaker.as_ref().context("it runs")?.log_tail(10_000);
-            ensure!(!log.contains("s3cret") && !log.contains("wr0ng"), "a password is in {log}");
-        }
-        Ok(())
-    });
-}
-
-#[test]
-fn ibgp_carries_the_local_preference() {
-    on_stage(|stage| {
-        let internal = RouterConfig { asn: 64512, ..EXTERNAL };
-        let router = Router::start(stage, RouterKind::Bird, internal)?;
-        announce_far(stage, peer(internal), json!({"localPref": 250}))?;
-        wait_for_routes(stage, &[1, 2, 3])?;
-        for address in FAR {
-            let shown = router.ask(&format!("show route all for {address}"))?;
-            ensure!(shown.matches("BGP.local_pref: 250").count() == 3, "{shown}");
-        }
-        Ok(())
-    });
-}
-
-#[test]
 fn bad_configuration_is_named_and_the_rest_applies() {
     on_stage(|stage| {
         let _router = Router::start(stage, RouterKind::Bird, EXTERNAL)?;
@@ -383,7 +269,7 @@ fn bad_configuration_is_named_and_the_rest_applies() {
             json!({"communities": ["no-such-name"]}),
         )?;
         announce_near(stage)?;
-        announce_far(stage, peer(EXTERNAL), json!({}))?;
+        announce_far(stage, peer_spec(EXTERNAL, Transport::V4), json!({}))?;
         wait_for_routes(stage, &[1, 2, 3])?;
         for address in NEAR {
             stage.wait_for_owner(address, |_| true)?;
@@ -406,7 +292,7 @@ fn bad_configuration_is_named_and_the_rest_applies() {
         }
 
         // A good object that turns bad goes on as it was.
-        let mut spec = peer(EXTERNAL);
+        let mut spec = peer_spec(EXTERNAL, Transport::V4);
         spec["passwordSecret"] = json!({"name": "nowhere"});
         stage.apply(&custom("BGPPeer", "router", spec))?;
         wait_for("the second bad peer is named", LIMIT, || {
@@ -418,7 +304,7 @@ fn bad_configuration_is_named_and_the_rest_applies() {
 
         stage.api.delete("metallb.io/v1beta2", "BGPPeer", NAMESPACE, "bad-peer")?;
         stage.api.delete("metallb.io/v1beta2", "BGPPeer", NAMESPACE, "router")?;
-        stage.apply(&custom("BGPPeer", "router", peer(EXTERNAL)))?;
+        stage.apply(&custom("BGPPeer", "router", peer_spec(EXTERNAL, Transport::V4)))?;
         stage.api.delete(
             "metallb.io/v1beta1",
             "BGPAdvertisement",
@@ -475,103 +361,11 @@ fn garbage_on_the_wire_is_ignored() {
     });
 }
 
-const EXTERNAL: RouterConfig<'_> = RouterConfig { asn: 64513, node_asn: 64512, password: None };
+const EXTERNAL: RouterConfig<'_> = RouterConfig::EXTERNAL;
 
 fn announce_near(stage: &Stage) -> Result<()> {
     stage.announce("near", &NEAR_POOL, "L2Advertisement", json!({}))?;
     stage.expose("near", &NEAR, Policy::Cluster, &[1, 2])
-}
-
-fn announce_far(stage: &Stage, peer: Value, advertisement: Value) -> Result<()> {
-    stage.apply(&custom("BGPPeer", "router", peer))?;
-    stage.announce("far", &FAR_POOL, "BGPAdvertisement", advertisement)?;
-    stage.expose("far", &FAR, Policy::Cluster, &[1, 2])
-}
-
-fn peer(config: RouterConfig<'_>) -> Value {
-    json!({"myASN": config.node_asn, "peerASN": config.asn, "peerAddress": "10.0.0.1",
-           "dualStackAddressFamily": true, "holdTime": "9s"})
-}
-
-/// The same for both daemons, but for how they tell of attributes and of the last NOTIFICATION.
-fn routes_reach_the_kernel(
-    stage: &mut Stage,
-    mut router: Router,
-    attributes: impl Fn(&Router, &str) -> Result<()>,
-    ceased: impl Fn(&Router) -> Result<()>,
-) -> Result<()> {
-    let all = &[1, 2, 3];
-    let communities = json!({"communities": ["64512:100", "large:64512:1:2"]});
-    let mut since = Instant::now();
-    let mut tell = |what: &str| {
-        println!("{what}: {} ms", since.elapsed().as_millis());
-        since = Instant::now();
-    };
-    announce_far(stage, peer(EXTERNAL), communities)?;
-    wait_for_routes(stage, all)?;
-    tell("three next hops of both families in the kernel");
-    for address in FAR {
-        attributes(&router, address)?;
-    }
-    let nodes = [1, 2, 3].map(node_name).into();
-    wait_for_announcers(stage, BGP, "far", &nodes)?;
-
-    tell("attributes and statuses");
-    stage.set_endpoints("far", &[])?;
-    wait_for_routes(stage, &[])?;
-    tell("withdrawn with the last endpoint");
-    wait_for_announcers(stage, BGP, "far", &BTreeSet::new())?;
-    stage.expose("far", &FAR, Policy::Local, &[1, 2])?;
-    wait_for_routes(stage, &[1, 2])?;
-    tell("policy Local, endpoints on n1 and n2");
-    stage.set_endpoints("far", &[2])?;
-    wait_for_routes(stage, &[2])?;
-    tell("the endpoint of n1 goes");
-    stage.expose("far", &FAR, Policy::Cluster, &[2])?;
-    wait_for_routes(stage, all)?;
-
-    tell("policy Cluster again");
-    stage.node(3).stop_speaker()?;
-    wait_for_routes(stage, &[1, 2])?;
-    tell("n3's speaker gets SIGTERM: withdrawn");
-    wait_for("the router got a Cease, administrative shutdown", LIMIT, || ceased(&router))?;
-    stage.start_speakers()?;
-    wait_for_routes(stage, all)?;
-
-    tell("n3's speaker is back");
-    router.restart()?;
-    wait_for_routes(stage, all)?;
-    tell("the router restarts: routes back");
-    stage.unexpose("far")?;
-    wait_for_routes(stage, &[])?;
-    tell("withdrawn with the Service");
-    wait_for_announcers(stage, BGP, "far", &BTreeSet::new())
-}
-
-/// Until the router's kernel sends both addresses to these nodes and to no others.
-fn wait_for_routes(stage: &Stage, nodes: &[u8]) -> Result<()> {
-    for address in FAR {
-        let wanted = node_addresses(nodes, address);
-        wait_for(&format!("the router sends {address} to {wanted:?}"), LIMIT, || {
-            let now = gateways(&stage.router, address)?;
-            ensure!(now == wanted, "{now:?}");
-            Ok(())
-        })?;
-    }
-    Ok(())
-}
-
-fn wait_for_announcers(
-    stage: &Stage,
-    kind: &str,
-    service: &str,
-    nodes: &BTreeSet<String>,
-) -> Result<()> {
-    wait_for(&format!("a {kind} of {service} for each of {nodes:?}"), LIMIT, || {
-        let now = stage.announcers(kind, service)?;
-        ensure!(now == *nodes, "{now:?}");
-        Ok(())
-    })
 }
 
 fn wait_for_silence(stage: &Stage, address: &str) -> Result<()> {
@@ -618,21 +412,6 @@ fn bring_up(stage: &mut Stage, number: u8, device: &str) -> Result<()> {
 fn configuration_state(stage: &Stage, name: &str) -> Result<Value> {
     let state = stage.api.get("metallb.io/v1beta1", "ConfigurationState", NAMESPACE, name)?;
     Ok(state["status"].clone())
-}
-
-/// BIRD's sessions that are up.
-fn established(router: &Router) -> Result<usize> {
-    Ok(router.ask("show protocols")?.matches("Established").count())
-}
-
-/// Segments that were dropped for their TCP MD5 signature, wrong or missing (proc_pid_net(5)).
-fn md5_failures(host: &Namespace) -> Result<u64> {
-    let text = host.run(&["cat", "/proc/net/netstat"])?;
-    let lines: Vec<_> = text.lines().filter(|line| line.starts_with("TcpExt:")).collect();
-    let [names, values] = lines[..] else { anyhow::bail!("{text}") };
-    let pairs = names.split_whitespace().zip(values.split_whitespace());
-    let failures = pairs.filter(|(name, _)| ["TCPMD5NotFound", "TCPMD5Failure"].contains(name));
-    Ok(failures.filter_map(|(_, value)| value.parse::<u64>().ok()).sum())
 }
 
 fn tell_outage(what: &str, answers: Answers) {

@@ -27,6 +27,8 @@ const OUTAGE: Duration = Duration::from_millis(600);
 /// As long as heartbeats or the segment are disturbed: many times the life of a silent peer.
 const DISTURBED: Duration = Duration::from_secs(5);
 const DRAIN: &str = "berth.io/drain";
+/// The user that the DaemonSet runs the speaker as.
+const NOBODY: u32 = 65532;
 /// Heartbeats, for a filter of the switch.
 const HEARTBEATS: &str = "udp dport 7946";
 
@@ -286,6 +288,7 @@ fn an_owner_defends_its_address_and_says_who_wants_it() {
         // RFC 5227 section 2.4: no more than one each 10 s.
         ensure!((1..=2).contains(&defended), "{defended}");
         wait_for("an Event tells of it", LIMIT, || conflict_events(stage, &theirs))?;
+        wait_for("the status tells of it", LIMIT, || conflict_condition(stage, &theirs))?;
         stranger.ip(&format!("link set {DEVICE} down"))?;
         stage.wait_for_owner(&addresses[0], |now| now == owner)?;
         Ok(())
@@ -349,34 +352,148 @@ fn half_an_hour_of_unreachability_detection_loses_nothing() {
 
 #[test]
 fn solicitations_pass_a_switch_that_snoops() {
-    on_stage(|stage| {
-        let addresses = expose(stage)?;
-        let switch = stage.lan.namespace();
-        // A Linux bridge that asks by MLDv1 passes one member's report on to the others, which keep
-        // theirs back then: it would know one candidate only, and not always the owner.
-        switch
-            .ip("link set br0 type bridge mcast_snooping 1 mcast_querier 1 mcast_mld_version 2")?;
-        // Snooping bites after the querier's first round (RFC 3810 section 9.3, 10 s).
-        sleep(Duration::from_secs(14));
-        let v6 = addresses.iter().find(|address| address.contains(':')).context("IPv6")?;
-        let owner = stage.owner(v6).with_context(|| {
-            let members = switch.run(&["bridge", "-d", "mdb", "show"]).unwrap_or_default();
-            let joined = stage
-                .nodes
-                .iter()
-                .map(|node| node.namespace.run(&["ip", "-6", "maddress", "show", "dev", DEVICE]));
-            let joined: String = joined.map(Result::unwrap_or_default).collect();
-            format!("the owner is not found any more: {members}{joined}")
-        })?;
-        // A take-over needs no new membership.
-        let pings = Pings::start(&stage.client, v6)?;
-        stage.kill_node(owner)?;
-        stage.wait_for_owner(v6, |heir| heir != owner)?;
-        pings.wait_for_more()?;
-        let answers = pings.stop()?;
-        tell(&format!("n{owner} dies behind a snooping switch"), answers);
-        ensure!(answers.longest_gap <= OUTAGE, "{answers:?}");
+    on_stage(|stage| behind_a_switch_that_snoops(stage, 2));
+}
+
+/// There a member that has seen another's report keeps its own back, and all candidates are members.
+#[test]
+fn solicitations_pass_a_switch_that_snoops_by_mldv1() {
+    on_stage(|stage| behind_a_switch_that_snoops(stage, 1));
+}
+
+/// The switch asks for members by this version of MLD, and passes on to those alone that it knows.
+fn behind_a_switch_that_snoops(stage: &mut Stage, version: u8) -> Result<()> {
+    let addresses = expose(stage)?;
+    let all = owners(stage, &addresses)?;
+    let v6: Vec<_> = addresses.iter().filter(|address| address.contains(':')).collect();
+    let switch = stage.lan.namespace().clone();
+    switch.ip(&format!(
+        "link set br0 type bridge mcast_snooping 1 mcast_querier 1 mcast_mld_version {version}"
+    ))?;
+    // It floods until its first question has had its time (RFC 3810 section 9.3, 10 s), and by then
+    // it has heard who answers it. An owner's own reports follow within 75 s of the last.
+    let learnt = Duration::from_secs(90);
+    let since = Instant::now();
+    let port = |owner: u8| format!("n{owner}-{DEVICE}");
+    wait_for("the switch knows each owner's port", learnt, || {
+        let members = switch.run(&["bridge", "mdb", "show"])?;
+        for address in &v6 {
+            let (group, port) = (group_of(address)?, port(all[*address]));
+            let known = members.lines().any(|line| line.contains(&group) && line.contains(&port));
+            ensure!(known, "{port} is no member of {group}: {members}");
+        }
         Ok(())
+    })?;
+    println!("MLDv{version}: the switch knows all owners after {:?}", since.elapsed());
+    sleep(Duration::from_secs(14).saturating_sub(since.elapsed()));
+    for address in &v6 {
+        stage.wait_for_owner(address, |owner| owner == all[*address])?;
+    }
+    // The others have kept theirs back, as far as the switch knows: whoever takes over has to tell it.
+    for address in &v6 {
+        let group = group_of(address)?;
+        for other in (1..=3).filter(|number| *number != all[*address]) {
+            let (port, known) = (port(other), switch.run(&["bridge", "mdb", "show"])?);
+            if known.lines().any(|line| line.contains(&group) && line.contains(&port)) {
+                let del = ["bridge", "mdb", "del", "dev", "br0", "port", &port, "grp", &group];
+                switch.run(&del)?;
+            }
+        }
+    }
+    let address = v6.first().context("IPv6")?;
+    let owner = all[*address];
+    let pings = Pings::start(&stage.client, address)?;
+    stage.kill_node(owner)?;
+    stage.wait_for_owner(address, |heir| heir != owner)?;
+    pings.wait_for_more()?;
+    let answers = pings.stop()?;
+    tell(&format!("n{owner} dies behind a switch that snoops by MLDv{version}"), answers);
+    ensure!(answers.longest_gap <= OUTAGE, "{answers:?}");
+    for address in v6 {
+        let heir = stage.wait_for_owner(address, |heir| heir != owner)?;
+        let members = switch.run(&["bridge", "mdb", "show"])?;
+        let (group, port) = (group_of(address)?, port(heir));
+        let known = members.lines().any(|line| line.contains(&group) && line.contains(&port));
+        ensure!(known, "{port} is no member of {group}: {members}");
+    }
+    Ok(())
+}
+
+/// The solicited-node group of an IPv6 address (RFC 4291 section 2.7.1).
+fn group_of(address: &str) -> Result<String> {
+    let [.., high, low] = address.parse::<std::net::Ipv6Addr>()?.segments();
+    Ok(std::net::Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | (high & 0xff), low).to_string())
+}
+
+/// As the DaemonSet runs it: not root, nothing but CAP_NET_RAW in reach, and that from the program's
+/// file.
+#[test]
+fn a_speaker_that_is_not_root_has_the_capability_of_its_program() {
+    on_stage(|stage| {
+        let users = std::fs::read_to_string("/proc/self/uid_map")?;
+        let mapped = users.split_whitespace().nth(2).context("a count of users")?;
+        if mapped.parse::<u32>()? <= NOBODY {
+            println!("skipped: this user namespace has no other user to be");
+            return Ok(());
+        }
+        let addresses = expose(stage)?;
+        for number in 2..=3 {
+            drop(stage.node(number).speaker.take());
+        }
+        let (folder, speaker) = (stage.directory().join("nobody"), stage.node(1).speaker.take());
+        let speaker = speaker.context("it runs")?;
+        let program = folder.join("berth-speaker");
+        for folder in [folder.clone(), folder.join("run")] {
+            std::fs::create_dir_all(&folder)?;
+            std::os::unix::fs::chown(&folder, Some(NOBODY), Some(NOBODY))?;
+        }
+        std::fs::copy(format!("/proc/{}/exe", speaker.pid()), &program)?;
+        let kubeconfig = folder.join("kubeconfig");
+        std::fs::copy(stage.directory().join("kubeconfig"), &kubeconfig)?;
+        std::os::unix::fs::chown(&kubeconfig, Some(NOBODY), Some(NOBODY))?;
+        let arguments = std::fs::read_to_string(format!("/proc/{}/cmdline", speaker.pid()))?;
+        let mut arguments: Vec<_> = arguments.split_terminator('\0').map(str::to_owned).collect();
+        let run = arguments.iter().position(|word| word == "--run-dir").context("--run-dir")?;
+        arguments[run + 1] = folder.join("run").to_string_lossy().into_owned();
+        drop(speaker);
+
+        let node = stage.node(1).namespace.clone();
+        let start = |name: &str| {
+            let mut command = node.command("setpriv");
+            let user = format!("--reuid={NOBODY}");
+            command.args([&*user, "--regid=65532", "--clear-groups", "--inh-caps=-all"]);
+            command.args(["--bounding-set=-all,+net_raw", "--"]).arg(&program);
+            command.args(&arguments[1..]);
+            command.env("KUBECONFIG", &kubeconfig);
+            node.spawn(name, command)
+        };
+        // A copy that has lost what the file had says what to do.
+        let mut lost = start("lost")?;
+        let status = wait_for("it ends", LIMIT, || lost.ended()?.context("it runs"))?;
+        ensure!(!status.success() && lost.log_tail(5).contains("setcap cap_net_raw=p"), "{status}");
+
+        let permitted = "cap_net_raw,cap_net_bind_service=p";
+        node.run(&["setcap", permitted, &program.to_string_lossy()])?;
+        let speaker = start("nobody")?;
+        for address in &addresses {
+            stage.wait_for_owner(address, |owner| owner == 1)?;
+        }
+        let status = std::fs::read_to_string(format!("/proc/{}/status", speaker.pid()))?;
+        for expected in [
+            "Uid:\t65532\t65532\t65532\t65532",
+            "CapPrm:\t0000000000002000",
+            "CapEff:\t0000000000002000",
+            "CapBnd:\t0000000000002000",
+            "CapAmb:\t0000000000000000",
+            "NoNewPrivs:\t1",
+        ] {
+            ensure!(status.contains(expected), "{expected} is not in {status}");
+        }
+        wait_for("it remembers", LIMIT, || {
+            let kept = std::fs::read_dir(folder.join("run"))?.next().context("nothing is kept")?;
+            println!("kept in {}", kept?.path().display());
+            Ok(())
+        })
     });
 }
 
@@ -481,14 +598,28 @@ fn one_answers(stage: &Stage, address: &str) -> Result<()> {
     })
 }
 
-/// An Event of a Service tells of a conflict and names the station.
+/// An Event of a Service tells of a conflict and names the station, and where it was heard.
 fn conflict_events(stage: &Stage, mac: &str) -> Result<()> {
+    let station = format!("{mac} on interface {DEVICE}");
     let events = stage.api.list("events.k8s.io/v1", "Event", Some("default"))?;
     let told = events.iter().any(|event| {
         event["reason"] == "AddressConflict"
-            && event["note"].as_str().is_some_and(|note| note.contains(mac))
+            && event["note"].as_str().is_some_and(|note| note.contains(&station))
     });
     ensure!(told, "{} Events, none of them", events.len());
+    Ok(())
+}
+
+/// So does the condition of a Service's status.
+fn conflict_condition(stage: &Stage, mac: &str) -> Result<()> {
+    let station = format!("{mac} on interface {DEVICE}");
+    let statuses =
+        stage.api.list("metallb.io/v1beta1", "ServiceL2Status", Some("metallb-system"))?;
+    let told = statuses.iter().any(|status| {
+        let message = status["status"]["conditions"][0]["message"].as_str();
+        message.is_some_and(|message| message.contains(&station))
+    });
+    ensure!(told, "none of {statuses:?}");
     Ok(())
 }
 

@@ -287,7 +287,7 @@ fn password_secret(secret: &Value) -> config::Secret {
         password: secret
             .data
             .and_then(|mut data| data.remove("password"))
-            .map(|bytes| String::from_utf8(bytes.0).unwrap()),
+            .map(|bytes| String::from_utf8(bytes.0).unwrap().into()),
     }
 }
 

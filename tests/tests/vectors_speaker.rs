@@ -23,7 +23,7 @@ use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use serde_json::{Value, json};
 use speaker::{
-    plan::{Choices, Context, Options, Refusal, announcements_of, refusal_at},
+    plan::{Choices, Context, Options, Refusal, announcements_of, plan, refusal_at},
     view::Cluster,
 };
 
@@ -62,6 +62,102 @@ fn speaker_should_announce() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// MetalLB applies a configuration to its Services one by one, as they are looked at again
+/// (`ReprocessAll`); Berth to all at once. So routes are compared after each step with a Service, and
+/// the peers after each configuration.
+#[test]
+fn speaker_bgp_traces() {
+    let Some(folder) = std::env::var_os("BERTH_VECTORS") else { return };
+    let text = fs::read_to_string(Path::new(&folder).join("speaker_bgp_traces.json"));
+    let cases: Value = serde_json::from_str(&text.unwrap()).unwrap();
+    let (mut steps, mut wrong) = (0, Vec::new());
+    for case in list(&cases["cases"]) {
+        let mut trace = Trace::default();
+        for (number, step) in list(&case["steps"]).iter().enumerate() {
+            trace.take(&step["op"], &step["input"]);
+            let me = NodeName::from(text_of(&step["input"]["myNode"]));
+            let mut found = trace.routes(&me);
+            let mut expected = routes_of(&step["expect"]["bgpAds"]);
+            if step["op"] == "SetConfig" {
+                found.values_mut().chain(expected.values_mut()).for_each(BTreeSet::clear);
+            }
+            steps += 1;
+            if found != expected {
+                let id = text_of(&case["id"]);
+                wrong.push(format!("{id}, step {number}: {found:?} instead of {expected:?}"));
+            }
+        }
+    }
+    println!("speaker_bgp_traces: {steps} steps, {} wrong", wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// By the address of the peer: prefix and localPref.
+type Routes = BTreeMap<String, BTreeSet<(String, u64)>>;
+
+#[derive(Default)]
+struct Trace {
+    config: Config,
+    cluster: Cluster,
+}
+
+impl Trace {
+    fn take(&mut self, op: &Value, input: &Value) {
+        let me = NodeName::from(text_of(&input["myNode"]));
+        if op == "SetConfig" {
+            let pools = input["config"]["Pools"]["ByName"].as_object().into_iter().flatten();
+            let pools = pools.map(|(name, given)| {
+                let mut given = given.clone();
+                given["Name"] = json!(name);
+                (name.as_str().into(), pool(&given))
+            });
+            let peers = input["config"]["Peers"].as_object().into_iter().flatten();
+            let peers = peers.map(|(name, given)| (name.as_str(), text_of(&given["Addr"])));
+            self.config =
+                Config { pools: pools.collect(), peers: peers_of(&me, peers), ..Config::default() };
+            return;
+        }
+        let name = text_of(&input["key"]);
+        self.cluster.delete_service(&config::ServiceKey::new("default", name));
+        if !input["svc"].is_null() {
+            let mut service = input["svc"].clone();
+            service["metadata"]["name"] = json!(name);
+            service["metadata"]["namespace"] = json!("default");
+            self.cluster.apply_service(&serde_json::from_value(service).unwrap());
+        }
+        for (number, slice) in list(&input["endpointSlices"]).iter().enumerate() {
+            let mut slice = slice.clone();
+            slice["metadata"] = json!({"name": format!("{name}-{number}"), "namespace": "default",
+                                       "labels": {"kubernetes.io/service-name": name}});
+            self.cluster.apply_slice(&serde_json::from_value(slice).unwrap());
+        }
+    }
+
+    fn routes(&self, me: &NodeName) -> Routes {
+        let options = Options::default();
+        let context =
+            Context { me, config: &self.config, cluster: &self.cluster, options: &options };
+        let mut planned = plan(context).bgp;
+        let of_peer = |peer: &config::Peer| {
+            let routes = planned.remove(&peer.name).unwrap_or_default().into_iter();
+            let routes = routes.map(|(prefix, attributes)| {
+                (prefix.to_string(), attributes.local_pref.unwrap_or_default().into())
+            });
+            (peer.address.to_string(), routes.collect())
+        };
+        self.config.peers.values().map(of_peer).collect()
+    }
+}
+
+fn routes_of(expected: &Value) -> Routes {
+    let route = |route: &Value| {
+        let local_pref = route["LocalPref"].as_u64().unwrap_or_default();
+        (text_of(&route["Prefix"]).to_owned(), local_pref)
+    };
+    let peers = expected.as_object().into_iter().flatten();
+    peers.map(|(peer, routes)| (peer.clone(), list(routes).iter().map(route).collect())).collect()
+}
+
 fn text_of(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
@@ -81,7 +177,7 @@ fn should_announce(input: &Value) -> &'static str {
     let pool = pool(&input["pool"]);
     let config = Config {
         // What is sent to which peer is not the question.
-        peers: peers(&me),
+        peers: peers_of(&me, [("peer1", "192.0.2.1"), ("peer2", "192.0.2.2")].into_iter()),
         pools: [(pool.name.clone(), pool)].into(),
         ..Config::default()
     };
@@ -92,15 +188,15 @@ fn should_announce(input: &Value) -> &'static str {
     let (key, service) = cluster.services.first_key_value().unwrap();
     let context = Context { me: &me, config: &config, cluster: &cluster, options: &options };
     if input["protocol"] == "bgp" {
-        let plan = announcements_of(key, service, context, &mut Choices::default());
-        return plan.bgp.err().map_or("", |refusal| refusal.reason());
+        let plan = announcements_of(key, service, None, context, &mut Choices::default());
+        return plan.bgp_refusal().map_or("", Refusal::reason);
     }
     let address: IpAddr = text_of(&input["ips"][0]).parse().unwrap();
     let mut live = names(&input["speakers"]);
     if input["memberlistDisabled"] == true {
         live.extend(cluster.nodes.keys().cloned());
     }
-    let plan = announcements_of(key, service, context, &mut Choices::default());
+    let plan = announcements_of(key, service, None, context, &mut Choices::default());
     let wanted: BTreeMap<_, _> =
         plan.candidates().map(|(address, all)| (address, Arc::clone(all))).collect();
     let owner = ownership::place(&wanted, &live).remove(&address);
@@ -162,6 +258,11 @@ fn pool(given: &Value) -> Pool {
             aggregation_length: u8::try_from(number("AggregationLength")).unwrap(),
             aggregation_length_v6: u8::try_from(number("AggregationLengthV6")).unwrap(),
             local_pref: u32::try_from(number("LocalPref")).unwrap(),
+            med: None,
+            as_path_prepend: 0,
+            weight_by_endpoints: false,
+            keep_last_announcement: false,
+            damping: false,
             communities: BTreeSet::new(),
             peers: list(&ad["Peers"]).iter().map(|peer| text_of(peer).into()).collect(),
             service_selectors: selectors(&ad["ServiceSelectors"]),
@@ -189,14 +290,19 @@ fn preference(given: &Value) -> BTreeMap<NodeName, i32> {
     scores.collect()
 }
 
-fn peers(me: &NodeName) -> BTreeMap<config::PeerName, config::Peer> {
-    let peer = |name: &str| {
+/// Peers on this node, by name and address.
+fn peers_of<'a>(
+    me: &NodeName,
+    peers: impl Iterator<Item = (&'a str, &'a str)>,
+) -> BTreeMap<config::PeerName, config::Peer> {
+    let peer = |(name, address): (&str, &str)| {
         serde_json::from_value(json!({"metadata": {"name": name}, "spec": {
-            "myASN": 64_513, "peerASN": 64_512, "peerAddress": "192.0.2.1"}}))
+            "myASN": 64_513, "peerASN": 64_512, "peerAddress": address,
+            "dualStackAddressFamily": true}}))
         .unwrap()
     };
     let resources = config::Resources {
-        bgp_peers: vec![peer("peer1"), peer("peer2")],
+        bgp_peers: peers.map(peer).collect(),
         nodes: [(me.clone(), BTreeMap::new())].into(),
         ..config::Resources::default()
     };

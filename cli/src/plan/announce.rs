@@ -1,5 +1,7 @@
 //! Which node announces what: `speaker::plan` over the objects of an [`Input`], and where each
-//! address is first when every node lives.
+//! address is first when every node lives. What goes to BGP peers is in [`bgp`].
+
+mod bgp;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,6 +10,7 @@ use std::{
 };
 
 use config::{Config, NodeName, ServiceKey};
+use ipnet::IpNet;
 use k8s_openapi::api::{
     core::v1::{LoadBalancerIngress, LoadBalancerStatus, Node, Service},
     discovery::v1::{Endpoint, EndpointSlice},
@@ -25,6 +28,7 @@ use super::{
 };
 
 const LAYER2: &str = "layer2";
+const BGP: &str = "bgp";
 /// How an EndpointSlice names its Service.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
@@ -35,8 +39,27 @@ pub struct Announcement {
     pub address: IpAddr,
     pub protocol: &'static str,
     pub node: String,
-    /// The only ones on which it does; `None`: any that suits the address.
-    pub interfaces: Option<Vec<String>>,
+    #[serde(flatten)]
+    pub way: Way,
+}
+
+/// How.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(untagged, rename_all_fields = "camelCase")]
+pub enum Way {
+    Layer2 {
+        /// The only ones on which it does; `None`: any that suits the address.
+        interfaces: Option<Vec<String>>,
+    },
+    Bgp {
+        peer: String,
+        prefix: IpNet,
+        local_pref: Option<u32>,
+        med: Option<u32>,
+        as_path_prepend: u8,
+        /// Of all kinds, as they are written in a BGPAdvertisement.
+        communities: Vec<String>,
+    },
 }
 
 /// A node that does not.
@@ -48,6 +71,9 @@ pub struct Unannounced {
     /// `None`: there are no nodes.
     pub node: Option<String>,
     pub protocol: &'static str,
+    /// The BGPPeer that does not get it; `None`: no peer of the node does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     pub reason: &'static str,
     /// The same for people.
     #[serde(skip)]
@@ -102,9 +128,17 @@ impl Facts {
         let context = Context { me: &me, config, cluster: &cluster, options: &options };
         let wanted = plan(context).layer2;
         let placed = place(&wanted, context);
+        let routed = bgp::routed(context);
         let mut all = (Vec::new(), Vec::new());
         for (key, service) in &cluster.services {
-            let of_service = OfService { key, service, context, wanted: &wanted, placed: &placed };
+            let of_service = OfService {
+                key,
+                service,
+                context,
+                wanted: &wanted,
+                placed: &placed,
+                routed: &routed,
+            };
             of_service.tell(&mut all.0, &mut all.1);
         }
         all
@@ -157,6 +191,7 @@ struct OfService<'a> {
     context: Context<'a>,
     wanted: &'a BTreeMap<IpAddr, Arc<Candidates>>,
     placed: &'a BTreeMap<IpAddr, NodeName>,
+    routed: &'a BTreeMap<NodeName, bgp::Routed<'a>>,
 }
 
 impl OfService<'_> {
@@ -170,29 +205,42 @@ impl OfService<'_> {
             unannounced.extend(nodes.map(|node| self.not(None, node, &Refusal::NoAddress)));
         }
         for address in &self.service.addresses {
-            if self.is_for_bgp_alone(*address) {
-                continue;
-            }
+            let by_layer2 = !self.is_for_bgp_alone(*address);
             for node in nodes() {
-                let refusal = self.refusal(node, *address).or_else(|| {
-                    let owner = self.placed.get(address).filter(|owner| *owner != node)?;
-                    Some(Refusal::NotOwner(owner.clone()))
-                });
-                match refusal {
-                    Some(why) => unannounced.push(self.not(Some(*address), Some(node), &why)),
-                    None => announced.push(Announcement {
-                        service: self.key.to_string(),
-                        address: *address,
-                        protocol: LAYER2,
-                        node: node.to_string(),
-                        interfaces: self.interfaces(node, *address),
-                    }),
+                if by_layer2 {
+                    self.tell_layer2(node, *address, announced, unannounced);
+                }
+                if let Some(routed) = self.routed.get(node) {
+                    routed.tell(self.key, *address, announced, unannounced);
                 }
             }
-            if nodes().next().is_none() {
+            if by_layer2 && nodes().next().is_none() {
                 let why = self.refusal(&NodeName::default(), *address);
                 unannounced.extend(why.map(|why| self.not(Some(*address), None, &why)));
             }
+        }
+    }
+
+    fn tell_layer2(
+        &self,
+        node: &NodeName,
+        address: IpAddr,
+        announced: &mut Vec<Announcement>,
+        unannounced: &mut Vec<Unannounced>,
+    ) {
+        let refusal = self.refusal(node, address).or_else(|| {
+            let owner = self.placed.get(&address).filter(|owner| *owner != node)?;
+            Some(Refusal::NotOwner(owner.clone()))
+        });
+        match refusal {
+            Some(why) => unannounced.push(self.not(Some(address), Some(node), &why)),
+            None => announced.push(Announcement {
+                service: self.key.to_string(),
+                address,
+                protocol: LAYER2,
+                node: node.to_string(),
+                way: Way::Layer2 { interfaces: self.interfaces(node, address) },
+            }),
         }
     }
 
@@ -224,6 +272,7 @@ impl OfService<'_> {
             address,
             node: node.map(ToString::to_string),
             protocol: LAYER2,
+            peer: None,
             reason: refusal.reason(),
             message: refusal.to_string(),
         }

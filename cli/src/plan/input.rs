@@ -42,7 +42,8 @@ const OURS: [(&str, &[&str]); 6] = [
     ("Community", &["v1beta1"]),
 ];
 /// Our kinds that are results.
-const RESULTS: [&str; 3] = ["ServiceL2Status", "ServiceBGPStatus", "ConfigurationState"];
+const RESULTS: [&str; 4] =
+    ["ServiceL2Status", "ServiceBGPStatus", "BGPSessionState", "ConfigurationState"];
 
 static SCHEMAS: LazyLock<Schemas> = LazyLock::new(Schemas::default);
 
@@ -171,9 +172,10 @@ impl Input {
         self.objects.insert(key.clone(), object);
     }
 
-    /// The names of the Secrets that BGPPeers read their passwords from.
+    /// The names of the Secrets that BGPPeers and BFDProfiles read their keys from.
     pub fn named_secrets(&self) -> BTreeSet<String> {
-        let names = self.ours().map(|(_, object)| object.text("/spec/passwordSecret/name"));
+        let fields = ["/spec/passwordSecret/name", "/spec/authentication/secret/name"];
+        let names = self.ours().flat_map(|(_, object)| fields.map(|field| object.text(field)));
         names.filter(|name| !name.is_empty()).map(str::to_owned).collect()
     }
 
@@ -371,7 +373,7 @@ fn secret(object: &Object) -> Result<config::Secret, ReadError> {
     let text = |ByteString(bytes)| String::from_utf8_lossy(&bytes).into_owned();
     Ok(config::Secret {
         kind: secret.type_.unwrap_or_else(|| "Opaque".to_owned()),
-        password: plain.or_else(|| stored.map(text)),
+        password: plain.or_else(|| stored.map(text)).map(config::Password),
     })
 }
 
@@ -518,7 +520,7 @@ mod tests {
         assert_eq!(labels("shop"), [(NAME_LABEL.to_owned(), "shop".to_owned())].into());
         assert_eq!(labels("team").len(), 2);
         assert_eq!(resources.node_addresses["one"].len(), 1);
-        let password = |name: &str| resources.secrets[name].password.clone().unwrap();
+        let password = |name: &str| resources.secrets[name].password.clone().unwrap().0.clone();
         assert_eq!((password("s"), password("t")), ("x".to_owned(), "y".to_owned()));
     }
 }

@@ -8,7 +8,7 @@ use std::{
 use comfy_table::{CellAlignment, Table, presets::UTF8_FULL_CONDENSED};
 
 use super::{
-    announce::Announcement,
+    announce::{Announcement, Way},
     report::{Planned, Report, Usage},
 };
 
@@ -108,20 +108,39 @@ fn nowhere(report: &Report) -> Vec<(String, &str, &str)> {
     nowhere.into_iter().map(line).collect()
 }
 
+/// A table for each protocol that there is.
 fn announcements(announcements: &[Announcement]) -> String {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED);
-    table.set_header(["Service", "address", "announced by", "from node", "on interfaces"]);
+    let table = |last: &[&str]| {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED);
+        let first = ["Service", "address", "announced by", "from node"];
+        table.set_header(first.iter().chain(last));
+        table
+    };
+    let mut layer2 = table(&["on interfaces"]);
+    let mut bgp = table(&["to peer", "as", "localPref", "communities"]);
     for one in announcements {
-        table.add_row([
+        let first = [
             one.service.clone(),
             one.address.to_string(),
             one.protocol.to_owned(),
             one.node.clone(),
-            one.interfaces.as_ref().map_or_else(|| "any".to_owned(), |names| names.join(", ")),
-        ]);
+        ];
+        match &one.way {
+            Way::Layer2 { interfaces } => {
+                let any = || "any".to_owned();
+                let names = interfaces.as_ref().map_or_else(any, |names| names.join(", "));
+                layer2.add_row(first.into_iter().chain([names]));
+            }
+            Way::Bgp { peer, prefix, local_pref, communities, med: _, as_path_prepend: _ } => {
+                let local_pref = local_pref.map(|value| value.to_string()).unwrap_or_default();
+                let last = [peer.clone(), prefix.to_string(), local_pref, communities.join(", ")];
+                bgp.add_row(first.into_iter().chain(last));
+            }
+        }
     }
-    format!("{table}\n")
+    let tables = [layer2, bgp].into_iter().filter(|table| !table.is_empty());
+    tables.map(|table| format!("{table}\n")).collect()
 }
 
 fn pools(pools: &[Usage]) -> String {
@@ -176,6 +195,7 @@ mod tests {
             address: Some(address.parse().unwrap()),
             node: Some("n2".to_owned()),
             protocol: "layer2",
+            peer: None,
             reason,
             message: message.to_owned(),
         }
@@ -223,7 +243,7 @@ mod tests {
                 address: "192.0.2.1".parse().unwrap(),
                 protocol: "layer2",
                 node: text("n1"),
-                interfaces: Some(vec![text("eth0"), text("eth1")]),
+                way: Way::Layer2 { interfaces: Some(vec![text("eth0"), text("eth1")]) },
             }],
             unannounced: vec![
                 unannounced("192.0.2.1", "notOwner", "node \"n1\" answers for it"),

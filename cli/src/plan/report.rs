@@ -287,7 +287,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::plan::read::objects;
+    use crate::plan::{announce::Way, read::objects};
 
     fn settings() -> Settings {
         Settings {
@@ -531,7 +531,8 @@ mod tests {
             assert_eq!(share, 10, "{node}");
         }
         let interfaces = Some(vec!["eth0".to_owned(), "eth1".to_owned()]);
-        assert!(report.announcements.iter().all(|one| one.interfaces == interfaces));
+        let way = Way::Layer2 { interfaces };
+        assert!(report.announcements.iter().all(|one| one.way == way));
         assert!(report.unannounced.iter().all(|one| one.reason == "notOwner"));
     }
 
@@ -580,6 +581,100 @@ mod tests {
         let report = of_files(&objects);
         let expected = ["default/a 192.0.2.0 n3", "default/d 192.0.2.1 n3"];
         assert_eq!(announced(&report), expected, "n1 is drained");
+    }
+
+    #[test]
+    fn every_node_and_peer_has_its_routes_or_its_reason() {
+        let ours = |kind: &str, name: &str, spec: Value| {
+            let version = if kind == "BGPPeer" { "v1beta2" } else { "v1beta1" };
+            json!({"apiVersion": format!("metallb.io/{version}"), "kind": kind,
+                   "metadata": {"name": name}, "spec": spec})
+        };
+        let mut objects = vec![
+            pool("both", json!({"addresses": ["192.0.2.0/31", "2001:db8::/127"]})),
+            ours(
+                "BGPAdvertisement",
+                "all",
+                json!({
+                "localPref": 7, "communities": ["large:1:2:3", "no-export", "rt:65000:1"]}),
+            ),
+            ours(
+                "BGPAdvertisement",
+                "wide",
+                json!({
+                "peers": ["b"], "aggregationLength": 31, "aggregationLengthV6": 127, "med": 5}),
+            ),
+            ours(
+                "BGPPeer",
+                "a",
+                json!({
+                "myASN": 64500, "peerASN": 64501, "peerAddress": "198.51.100.1"}),
+            ),
+            ours(
+                "BGPPeer",
+                "b",
+                json!({
+                "myASN": 64500, "peerASN": 64501, "peerAddress": "198.51.100.2",
+                "asPathPrepend": 2, "dualStackAddressFamily": true}),
+            ),
+            node("n1"),
+            node("n2"),
+            service(
+                "s",
+                json!({"ipFamilyPolicy": "RequireDualStack",
+                                "externalTrafficPolicy": "Local"}),
+            ),
+            slice("s", "n1", true),
+        ];
+        let report = of_files(&objects);
+        let value = serde_json::to_value(&report.announcements).unwrap();
+        assert_eq!(
+            value[0],
+            json!({"service": "default/s", "address": "192.0.2.0", "protocol": "bgp", "node": "n1",
+                   "peer": "a", "prefix": "192.0.2.0/32", "localPref": 7, "med": null,
+                   "asPathPrepend": 0,
+                   "communities": ["65535:65281", "large:1:2:3", "rt:65000:1"]})
+        );
+        let routes: Vec<String> = value
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| {
+                let peer = one["peer"].as_str().unwrap();
+                format!("{peer} {} {}", one["prefix"].as_str().unwrap(), one["med"])
+            })
+            .collect();
+        assert_eq!(
+            routes,
+            [
+                "a 192.0.2.0/32 null",
+                "b 192.0.2.0/31 5",
+                "b 192.0.2.0/32 null",
+                "b 2001:db8::/127 5",
+                "b 2001:db8::/128 null",
+            ]
+        );
+        let line = |one: &Unannounced| {
+            let peer = one.peer.as_deref().unwrap_or("-");
+            format!(
+                "{} {} {peer} {}",
+                one.address.unwrap(),
+                one.node.as_deref().unwrap(),
+                one.reason
+            )
+        };
+        assert_eq!(
+            report.unannounced.iter().map(line).collect::<Vec<_>>(),
+            [
+                "192.0.2.0 n2 - noLocalEndpoints",
+                "2001:db8:: n1 a peerWithoutFamily",
+                "2001:db8:: n2 - noLocalEndpoints",
+            ]
+        );
+        objects[5]["metadata"]["annotations"] = json!({"berth.io/drain": "true"});
+        let report = of_files(&objects);
+        assert!(report.announcements.is_empty());
+        assert_eq!(line(&report.unannounced[0]), "192.0.2.0 n1 - nodeDrained");
     }
 
     #[test]

@@ -206,7 +206,7 @@ impl From<SlimSecret> for config::Secret {
         let password = slim.data.and_then(|data| data.password);
         Self {
             kind: slim.kind.unwrap_or_default(),
-            password: password.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned()),
+            password: password.map(|bytes| String::from_utf8_lossy(&bytes.0).into_owned().into()),
         }
     }
 }

@@ -122,7 +122,11 @@ fn my_field(candidate: &Candidate, rule: &Rule) -> Option<String> {
             let index = spec.spec.addresses.iter().position(|text| text.parse() == Ok(*range));
             index.map(|index| format!("spec.addresses[{index}]"))
         }
-        (Rule::LocalPreference { pool, .. }, _) if is(POOL, pool) => Some("spec".to_owned()),
+        (Rule::LocalPreference { pool, .. } | Rule::RouteAttribute { pool, .. }, _)
+            if is(POOL, pool) =>
+        {
+            Some("spec".to_owned())
+        }
         (Rule::EchoOverIpv6 { pool, peer, profile, .. }, _) => {
             let field = if is(POOL, pool) {
                 "spec.addresses"

@@ -115,12 +115,16 @@ fn a_bfd_profile_stays_while_a_peer_needs_it() {
 }
 
 #[test]
-fn a_field_without_effect_is_warned_of_and_the_rest_still_checked() {
+fn what_is_of_no_effect_or_of_too_much_is_warned_of_and_the_rest_still_checked() {
     let spec = json!({
         "myASN": 64500, "peerASN": 64501, "peerAddress": "192.0.2.1", "disableMP": true,
     });
     let mut peer = object("BGPPeer", "router", spec);
     assert_eq!(admitted(Operation::Create, &peer, &[]).unwrap().len(), 1);
+    for (time, warnings) in [("1m0s", 1), ("61s", 2)] {
+        peer["spec"]["gracefulRestartTime"] = time.into();
+        assert_eq!(admitted(Operation::Create, &peer, &[]).unwrap().len(), warnings, "{time}");
+    }
     peer["spec"]["peerAddress"] = "nonsense".into();
     assert!(admitted(Operation::Create, &peer, &[]).is_err());
 }

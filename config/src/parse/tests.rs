@@ -225,8 +225,8 @@ fn an_advertisement_in_error_keeps_its_last_good_form_with_the_nodes_of_now() {
 #[test]
 fn an_alias_that_is_gone_leaves_the_routes_as_they_are() {
     let pool = pool("a", &["192.0.2.0/24"]);
-    let advertisement = bgp("b", json!({ "communities": ["blackhole"] }));
-    let alias = json!({ "communities": [{ "name": "blackhole", "value": "65535:666" }] });
+    let advertisement = bgp("b", json!({ "communities": ["drain"] }));
+    let alias = json!({ "communities": [{ "name": "drain", "value": "65535:666" }] });
     let community = object("Community", "c", alias);
     let last = good(&resources(&[pool.clone(), advertisement.clone(), community]));
     let without = resources(&[pool, advertisement]);
@@ -297,8 +297,10 @@ fn an_alias_is_defined_once() {
 fn a_secret_or_profile_that_is_gone_leaves_the_session_as_it_is() {
     let peer = peer("router", json!({ "bfdProfile": "fast", "passwordSecret": { "name": "key" } }));
     let mut before = resources(&[peer.clone(), object("BFDProfile", "fast", json!({}))]);
-    let secret =
-        Secret { kind: "kubernetes.io/basic-auth".to_owned(), password: Some("x".to_owned()) };
+    let secret = Secret {
+        kind: "kubernetes.io/basic-auth".to_owned(),
+        password: Some("x".to_owned().into()),
+    };
     before.secrets.insert("key".to_owned(), secret);
     let last = good(&before);
     let without = resources(&[peer]);
@@ -400,6 +402,29 @@ fn one_route_has_one_local_preference() {
         ),
         0
     );
+}
+
+#[test]
+fn one_route_has_one_med_and_one_length() {
+    let with = |a: Value, b: Value| {
+        let objects =
+            [pool("p", &["192.0.2.0/24"]), created(bgp("a", a), 1), created(bgp("b", b), 2)];
+        errors(&with_nodes(resources(&objects), &["n1"]), None)
+    };
+    assert_eq!(
+        with(json!({ "med": 1, "asPathPrepend": 2 }), json!({ "med": 1, "asPathPrepend": 2 })),
+        [""; 0]
+    );
+    assert_eq!(
+        with(json!({ "med": 1 }), json!({ "asPathPrepend": 1 })),
+        ["med", "asPathPrepend"].map(|attribute| format!(
+            "BGPAdvertisement \"b\": spec.{attribute}: BGPAdvertisement \"b\" gives the same \
+             routes of pool \"p\" from the same nodes to the same peers another {attribute} than \
+             \"a\"; make them equal, or keep the two apart"
+        ))
+    );
+    let apart = json!({ "med": 1, "aggregationLength": 24 });
+    assert_eq!(with(apart, json!({ "med": 2 })), [""; 0]);
 }
 
 #[test]

@@ -1,8 +1,7 @@
 //! Bidirectional Forwarding Detection, without sockets or a clock.
 //!
-//! [`Session`] is one session with one peer, as a value; [`Packet`] is the control packet on the
-//! wire. Asynchronous mode only: no echo, no demand mode, no authentication. Nothing in the speaker
-//! runs sessions yet.
+//! [`Session`] is one session with one peer, as a value; [`Received`] reads the control packet on the
+//! wire. Asynchronous mode only: no echo, no demand mode, no simple password.
 //!
 //! What is left to the shell is what needs sockets: UDP port 3784 or 4784, a source port of 49152
 //! and above that stays the same, the TTL check of RFC 5881 section 5, a discriminator that is
@@ -12,8 +11,12 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod authentication;
+mod discard;
 mod packet;
 mod session;
 
-pub use packet::{Diagnostic, Packet, PacketError, State};
-pub use session::{Action, Event, Role, Session, SessionConfig, Timing};
+pub use authentication::{Authentication, AuthenticationKind, BadKey};
+pub use discard::Discard;
+pub use packet::{Diagnostic, Packet, Received, State};
+pub use session::{Action, Counters, Event, Peer, Role, Session, Settings, Timing};

@@ -1,10 +1,10 @@
-//! The control packet: 24 octets. Read RFC 5880 sections 4.1 and 6.8.6.
+//! The control packet: 24 octets, and what authenticates them. Read RFC 5880 sections 4.1 and 6.8.6.
 
 use std::{fmt, num::NonZeroU8, num::NonZeroU32, time::Duration};
 
-use thiserror::Error;
+use crate::Discard;
 
-/// A control packet without authentication.
+/// The mandatory section of a control packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// Why the sender's session went down the last time.
@@ -57,18 +57,28 @@ impl fmt::Display for State {
     }
 }
 
-/// Why a session is not up (RFC 5880 section 4.1).
+/// Why a session is not up (RFC 5880 section 4.1). We send 0, 1, 3 and 7.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Diagnostic {
     /// 0.
     None,
     /// 1.
     ControlDetectionTimeExpired,
+    /// 2.
+    EchoFunctionFailed,
     /// 3.
     NeighborSignaledSessionDown,
+    /// 4.
+    ForwardingPlaneReset,
+    /// 5.
+    PathDown,
+    /// 6.
+    ConcatenatedPathDown,
     /// 7.
     AdministrativelyDown,
-    /// All others, up to 31: never sent, only read.
+    /// 8.
+    ReverseConcatenatedPathDown,
+    /// 9 to 31.
     Other(u8),
 }
 
@@ -77,8 +87,13 @@ impl Diagnostic {
         match self {
             Self::None => 0,
             Self::ControlDetectionTimeExpired => 1,
+            Self::EchoFunctionFailed => 2,
             Self::NeighborSignaledSessionDown => 3,
+            Self::ForwardingPlaneReset => 4,
+            Self::PathDown => 5,
+            Self::ConcatenatedPathDown => 6,
             Self::AdministrativelyDown => 7,
+            Self::ReverseConcatenatedPathDown => 8,
             Self::Other(code) => code & DIAGNOSTIC_MASK,
         }
     }
@@ -87,45 +102,45 @@ impl Diagnostic {
         match code {
             0 => Self::None,
             1 => Self::ControlDetectionTimeExpired,
+            2 => Self::EchoFunctionFailed,
             3 => Self::NeighborSignaledSessionDown,
+            4 => Self::ForwardingPlaneReset,
+            5 => Self::PathDown,
+            6 => Self::ConcatenatedPathDown,
             7 => Self::AdministrativelyDown,
+            8 => Self::ReverseConcatenatedPathDown,
             other => Self::Other(other),
         }
     }
 }
 
-/// Why a packet is discarded, in the order of RFC 5880 section 6.8.6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum PacketError {
-    /// Fewer than 24 octets, or fewer than it says.
-    #[error("the packet has {received} octets and says {declared}")]
-    BadLength {
-        /// Octets of the payload.
-        received: usize,
-        /// The Length field; 0 where the payload ends before it.
-        declared: u8,
-    },
-    /// Not version 1.
-    #[error("version {0}, not 1")]
-    BadVersion(u8),
-    /// Detect Mult is 0.
-    #[error("a detect multiplier of 0")]
-    ZeroDetectMultiplier,
-    /// The Multipoint bit is set.
-    #[error("the multipoint bit is set")]
-    Multipoint,
-    /// My Discriminator is 0.
-    #[error("the sender has no discriminator")]
-    ZeroMyDiscriminator,
-    /// Your Discriminator is 0, and the state is neither Down nor AdminDown.
-    #[error("no discriminator of ours in state {0}")]
-    ZeroYourDiscriminator(State),
-    /// The packet is authenticated; no session here is.
-    #[error("the packet is authenticated and the session is not")]
-    Authenticated,
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "no diagnostic",
+            Self::ControlDetectionTimeExpired => "control detection time expired",
+            Self::EchoFunctionFailed => "echo function failed",
+            Self::NeighborSignaledSessionDown => "neighbor signaled session down",
+            Self::ForwardingPlaneReset => "forwarding plane reset",
+            Self::PathDown => "path down",
+            Self::ConcatenatedPathDown => "concatenated path down",
+            Self::AdministrativelyDown => "administratively down",
+            Self::ReverseConcatenatedPathDown => "reverse concatenated path down",
+            Self::Other(code) => return write!(f, "diagnostic {code}"),
+        })
+    }
 }
 
-const LENGTH: usize = 24;
+/// A packet as it came: well-formed, and believed by nobody yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Received<'a> {
+    packet: Packet,
+    /// All of the packet, as long as it says that it is.
+    octets: &'a [u8],
+    authenticated: bool,
+}
+
+pub(crate) const LENGTH: usize = 24;
 const LENGTH_OCTET: u8 = 24;
 const VERSION: u8 = 1;
 
@@ -133,12 +148,12 @@ const DIAGNOSTIC_MASK: u8 = 0x1f;
 const POLL: u8 = 0x20;
 const FINAL: u8 = 0x10;
 const CONTROL_PLANE_INDEPENDENT: u8 = 0x08;
-const AUTHENTICATION_PRESENT: u8 = 0x04;
+pub(crate) const AUTHENTICATION_PRESENT: u8 = 0x04;
 const DEMAND: u8 = 0x02;
 const MULTIPOINT: u8 = 0x01;
 
 impl Packet {
-    /// The payload of the datagram.
+    /// The payload of a datagram without authentication.
     pub fn encode(&self) -> [u8; LENGTH] {
         let state = match self.state {
             State::AdminDown => 0,
@@ -170,31 +185,34 @@ impl Packet {
         }
         out
     }
+}
 
-    /// Reads the payload of a datagram, or says why it must be discarded. Octets beyond the length
-    /// that the packet declares are ignored.
-    pub fn decode(payload: &[u8]) -> Result<Self, PacketError> {
-        let declared = payload.get(3).copied().unwrap_or(0);
-        let bad_length = PacketError::BadLength { received: payload.len(), declared };
-        let packet: &[u8; LENGTH] = payload.first_chunk().ok_or(bad_length)?;
-        let version = packet[0] >> 5;
-        if version != VERSION {
-            return Err(PacketError::BadVersion(version));
+impl<'a> Received<'a> {
+    /// Reads the payload of a datagram.
+    ///
+    /// Octets beyond the length that the packet declares are ignored.
+    ///
+    /// # Errors
+    /// One of the first six of [`Discard`], checked in the order of RFC 5880 section 6.8.6.
+    pub fn read(payload: &'a [u8]) -> Result<Self, Discard> {
+        let packet: &[u8; LENGTH] = payload.first_chunk().ok_or(Discard::Length)?;
+        if packet[0] >> 5 != VERSION {
+            return Err(Discard::Version);
         }
         let authenticated = packet[1] & AUTHENTICATION_PRESENT != 0;
         let shortest = if authenticated { LENGTH + 2 } else { LENGTH };
-        if usize::from(declared) < shortest || usize::from(declared) > payload.len() {
-            return Err(bad_length);
+        let octets = payload.get(..usize::from(packet[3])).ok_or(Discard::Length)?;
+        if octets.len() < shortest {
+            return Err(Discard::Length);
         }
-        let detect_multiplier =
-            NonZeroU8::new(packet[2]).ok_or(PacketError::ZeroDetectMultiplier)?;
+        let detect_multiplier = NonZeroU8::new(packet[2]).ok_or(Discard::ZeroDetectMultiplier)?;
         if packet[1] & MULTIPOINT != 0 {
-            return Err(PacketError::Multipoint);
+            return Err(Discard::Multipoint);
         }
         let word = |at: usize| {
             u32::from_be_bytes([packet[at], packet[at + 1], packet[at + 2], packet[at + 3]])
         };
-        let my_discriminator = NonZeroU32::new(word(4)).ok_or(PacketError::ZeroMyDiscriminator)?;
+        let my_discriminator = NonZeroU32::new(word(4)).ok_or(Discard::ZeroMyDiscriminator)?;
         let your_discriminator = NonZeroU32::new(word(8));
         let state = match packet[1] >> 6 {
             0 => State::AdminDown,
@@ -203,12 +221,9 @@ impl Packet {
             _ => State::Up,
         };
         if your_discriminator.is_none() && matches!(state, State::Init | State::Up) {
-            return Err(PacketError::ZeroYourDiscriminator(state));
+            return Err(Discard::ZeroYourDiscriminator);
         }
-        if authenticated {
-            return Err(PacketError::Authenticated);
-        }
-        Ok(Self {
+        let packet = Packet {
             diagnostic: Diagnostic::from_code(packet[0] & DIAGNOSTIC_MASK),
             state,
             poll: packet[1] & POLL != 0,
@@ -221,7 +236,18 @@ impl Packet {
             desired_min_tx: Duration::from_micros(word(12).into()),
             required_min_rx: Duration::from_micros(word(16).into()),
             required_min_echo_rx: Duration::from_micros(word(20).into()),
-        })
+        };
+        Ok(Self { packet, octets, authenticated })
+    }
+
+    /// What it says.
+    pub fn packet(&self) -> &Packet {
+        &self.packet
+    }
+
+    /// All of it, if it says that it is authenticated; then it has 26 octets at least.
+    pub(crate) fn signed(&self) -> Option<&'a [u8]> {
+        self.authenticated.then_some(self.octets)
     }
 }
 
@@ -241,6 +267,10 @@ mod tests {
         0x50,
     ];
 
+    fn decode(payload: &[u8]) -> Result<Packet, Discard> {
+        Received::read(payload).map(|received| *received.packet())
+    }
+
     #[test]
     fn reads_and_writes_the_octets_of_the_rfc() {
         let packet = Packet {
@@ -258,9 +288,20 @@ mod tests {
             required_min_echo_rx: Duration::from_millis(50),
         };
         assert_eq!(packet.encode(), UP);
-        assert_eq!(Packet::decode(&UP), Ok(packet));
+        assert_eq!(decode(&UP), Ok(packet));
         let padded = [&UP[..], &[0; 8]].concat();
-        assert_eq!(Packet::decode(&padded), Ok(packet));
+        assert_eq!(decode(&padded), Ok(packet));
+    }
+
+    #[test]
+    fn every_diagnostic_is_read_and_written() {
+        for code in 0..32 {
+            let mut bytes = UP;
+            bytes[0] |= code;
+            let packet = decode(&bytes).unwrap();
+            assert_eq!(packet.encode(), bytes);
+            assert_eq!(matches!(packet.diagnostic, Diagnostic::Other(_)), code > 8);
+        }
     }
 
     #[test]
@@ -272,42 +313,37 @@ mod tests {
             }
             bytes
         };
-        let length = |received, declared| PacketError::BadLength { received, declared };
         let cases = [
-            ("empty", vec![], length(0, 0)),
-            ("23 octets", UP[..23].to_vec(), length(23, 24)),
-            ("says 23", changed(&[(3, 23)]), length(24, 23)),
-            ("says 25 and has 24", changed(&[(3, 25)]), length(24, 25)),
-            ("authenticated in 24", changed(&[(1, 0xc4)]), length(24, 24)),
-            ("version 0", changed(&[(0, 0)]), PacketError::BadVersion(0)),
-            ("version 2", changed(&[(0, 0x40)]), PacketError::BadVersion(2)),
-            ("multiplier 0", changed(&[(2, 0)]), PacketError::ZeroDetectMultiplier),
-            ("multipoint", changed(&[(1, 0xc1)]), PacketError::Multipoint),
-            ("no sender", changed(&[(7, 0)]), PacketError::ZeroMyDiscriminator),
-            ("Up to nobody", changed(&[(11, 0)]), PacketError::ZeroYourDiscriminator(State::Up)),
+            ("empty", vec![], Discard::Length),
+            ("23 octets", UP[..23].to_vec(), Discard::Length),
+            ("says 23", changed(&[(3, 23)]), Discard::Length),
+            ("says 25 and has 24", changed(&[(3, 25)]), Discard::Length),
+            ("authenticated in 24", changed(&[(1, 0xc4)]), Discard::Length),
             (
-                "Init to nobody",
-                changed(&[(11, 0), (1, 0x80)]),
-                PacketError::ZeroYourDiscriminator(State::Init),
+                "authenticated in 25",
+                [&changed(&[(1, 0xc4), (3, 25)])[..], &[5]].concat(),
+                Discard::Length,
             ),
-            (
-                "authenticated",
-                [&changed(&[(1, 0xc4), (3, 28)])[..], &[1, 4, 1, 0]].concat(),
-                PacketError::Authenticated,
-            ),
+            ("version 0", changed(&[(0, 0)]), Discard::Version),
+            ("version 2", changed(&[(0, 0x40)]), Discard::Version),
+            ("multiplier 0", changed(&[(2, 0)]), Discard::ZeroDetectMultiplier),
+            ("multipoint", changed(&[(1, 0xc1)]), Discard::Multipoint),
+            ("no sender", changed(&[(7, 0)]), Discard::ZeroMyDiscriminator),
+            ("Up to nobody", changed(&[(11, 0)]), Discard::ZeroYourDiscriminator),
+            ("Init to nobody", changed(&[(11, 0), (1, 0x80)]), Discard::ZeroYourDiscriminator),
         ];
         for (name, bytes, error) in cases {
-            assert_eq!(Packet::decode(&bytes), Err(error), "{name}");
+            assert_eq!(decode(&bytes), Err(error), "{name}");
         }
         for state in [0x00, 0x40] {
             let bytes = changed(&[(11, 0), (1, state)]);
-            assert_eq!(Packet::decode(&bytes).unwrap().your_discriminator, None);
+            assert_eq!(decode(&bytes).unwrap().your_discriminator, None);
         }
     }
 
     #[test]
     fn long_intervals_saturate() {
-        let packet = Packet::decode(&UP).unwrap();
+        let packet = decode(&UP).unwrap();
         let slow = Packet { required_min_rx: Duration::from_secs(5000), ..packet };
         assert_eq!(slow.encode()[16..20], [0xff; 4]);
     }
@@ -325,9 +361,10 @@ mod tests {
                 }),
             ],
         ) {
-            if let Ok(packet) = Packet::decode(&bytes) {
-                // The length may say more than what is read; what is sent says exactly that.
+            if let Ok(packet) = decode(&bytes) {
+                // What is sent says exactly how long it is, and is not authenticated by itself.
                 let mut expected = bytes[..LENGTH].to_vec();
+                expected[1] &= !AUTHENTICATION_PRESENT;
                 expected[3] = LENGTH_OCTET;
                 prop_assert_eq!(&packet.encode()[..], &expected[..]);
             }

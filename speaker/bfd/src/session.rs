@@ -1,23 +1,27 @@
 //! The state machine of a session and its timers. Read RFC 5880 sections 6.2 and 6.8.
 
 use std::{
+    collections::BTreeMap,
     num::{NonZeroU8, NonZeroU32},
     time::{Duration, Instant},
 };
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
-use crate::{Diagnostic, Packet, State};
+use crate::{
+    Authentication, Diagnostic, Discard, Packet, Received, State, authentication::Authenticator,
+};
 
-/// What a session is configured to be.
+/// What a session is configured to be. All of it may change while the session runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SessionConfig {
-    /// Our name for the session: random, not 0, another one after each restart.
-    pub discriminator: NonZeroU32,
+pub struct Settings {
     /// Who speaks first.
     pub role: Role,
-    /// Intervals and multiplier; they may change while the session runs.
+    /// Intervals and multiplier.
     pub timing: Timing,
+    /// `None`: authenticated packets are discarded. Both ends have to change it within a detection
+    /// time.
+    pub authentication: Option<Authentication>,
 }
 
 /// How often packets come and how many may be missed.
@@ -41,23 +45,23 @@ pub enum Role {
 }
 
 /// What a shell tells its session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event<'a> {
     /// Look for the peer.
     Start,
     /// AdminDown: tell the peer for a detection time, then be silent.
     Stop,
-    /// Other intervals; announced with a Poll sequence, without a flap.
-    Configure(Timing),
+    /// Other settings; intervals are announced with a Poll sequence, without a flap.
+    Configure(Settings),
     /// A packet for this session.
-    Received(Packet),
+    Received(Received<'a>),
 }
 
 /// What a session asks of its shell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// The payload of a datagram to the peer.
-    Send([u8; 24]),
+    Send(Vec<u8>),
     /// The state changed.
     StateChanged {
         /// The new one.
@@ -77,7 +81,10 @@ pub enum Action {
 /// [`poll_timeout`]: Self::poll_timeout
 #[derive(Debug)]
 pub struct Session {
-    config: SessionConfig,
+    discriminator: NonZeroU32,
+    role: Role,
+    timing: Timing,
+    authenticator: Option<Authenticator>,
     state: State,
     diagnostic: Diagnostic,
     peer: Peer,
@@ -89,27 +96,57 @@ pub struct Session {
     transmission: Option<Transmission>,
     /// When the peer, unless it is heard, is gone.
     detect_at: Option<Instant>,
+    /// When the peer was silent for so long that it may start anew with its sequence numbers.
+    forget_sequence_at: Option<Instant>,
     /// When AdminDown was told for long enough.
     silent_at: Option<Instant>,
-    jitter: StdRng,
+    counters: Counters,
+    random: StdRng,
 }
 
-/// What the last packet of the peer said.
+/// What the last packet of the peer said; after a detection time without one, what RFC 5880 section
+/// 6.8.1 says of a peer that was never heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Peer {
-    discriminator: Option<NonZeroU32>,
-    state: State,
-    demand: bool,
-    detect_multiplier: NonZeroU8,
-    desired_min_tx: Duration,
-    required_min_rx: Duration,
+pub struct Peer {
+    /// Its name for the session; `None` while it is not heard.
+    pub discriminator: Option<NonZeroU32>,
+    /// Its state.
+    pub state: State,
+    /// Why its session went down the last time.
+    pub diagnostic: Diagnostic,
+    /// How many of its packets we may miss.
+    pub detect_multiplier: NonZeroU8,
+    /// The shortest time between its packets that it wants.
+    pub desired_min_tx: Duration,
+    /// The shortest time between our packets that it can take; zero: send none.
+    pub required_min_rx: Duration,
 }
 
-/// RFC 5880 section 6.8.1.
+/// What was counted since the session was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets received that were believed.
+    pub received: u64,
+    /// How often the session came Up.
+    pub up: u64,
+    /// How often it left Up, for whatever reason.
+    pub down: u64,
+    /// How often it left Up for a reason that speaks of the path: not because one of the two sides
+    /// went to AdminDown (RFC 5882 section 4.2).
+    pub failures: u64,
+    /// Packets among the received that asked for demand mode. It is not obeyed: periodic packets are
+    /// what detects the failure of the way back.
+    pub demand: u64,
+    /// Packets that were not believed.
+    pub discarded: BTreeMap<Discard, u64>,
+}
+
 const UNHEARD: Peer = Peer {
     discriminator: None,
     state: State::Down,
-    demand: false,
+    diagnostic: Diagnostic::None,
     detect_multiplier: NonZeroU8::MIN,
     desired_min_tx: Duration::ZERO,
     required_min_rx: Duration::from_micros(1),
@@ -149,25 +186,34 @@ enum Answer {
 const SLOW: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// A session in AdminDown, silent. The seed feeds the jitter; sessions should differ in it.
-    pub fn new(config: SessionConfig, seed: u64) -> Self {
-        let in_force = announced(&config, State::AdminDown);
+    /// A session in AdminDown, silent. `discriminator` is our name for it: random, and another one
+    /// after each restart. The seed feeds the jitter and the first sequence number.
+    pub fn new(discriminator: NonZeroU32, settings: Settings, seed: u64) -> Self {
+        let Settings { role, timing, authentication } = settings;
+        let mut random = StdRng::seed_from_u64(seed);
+        let authenticator = authentication
+            .map(|authentication| Authenticator::new(authentication, random.random()));
         Self {
-            config,
+            discriminator,
+            role,
+            timing,
+            authenticator,
             state: State::AdminDown,
             diagnostic: Diagnostic::None,
             peer: UNHEARD,
-            in_force,
+            in_force: announced(timing, State::AdminDown),
             poll: Poll::Off,
             transmission: None,
             detect_at: None,
+            forget_sequence_at: None,
             silent_at: None,
-            jitter: StdRng::seed_from_u64(seed),
+            counters: Counters::default(),
+            random,
         }
     }
 
     /// What happened, and what to do about it.
-    pub fn handle(&mut self, event: Event, now: Instant) -> Vec<Action> {
+    pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
         let mut out = Vec::new();
         match event {
             Event::Start if self.state == State::AdminDown => {
@@ -181,13 +227,16 @@ impl Session {
                 self.enter(State::AdminDown, Diagnostic::AdministrativelyDown, &mut out);
                 // The peer goes by this interval as soon as it has heard it.
                 let interval = self.in_force.desired_min_tx.max(self.peer.required_min_rx);
-                let multiplier = self.config.timing.detect_multiplier.get();
+                let multiplier = self.timing.detect_multiplier.get();
                 self.silent_at = Some(now + interval * multiplier.into());
                 self.send_if_allowed(now, &mut out);
             }
             Event::Start | Event::Stop => {}
-            Event::Configure(timing) => self.configure(timing, now, &mut out),
-            Event::Received(packet) => self.receive(&packet, now, &mut out),
+            Event::Configure(settings) => self.configure(settings, now, &mut out),
+            Event::Received(received) => match self.refuse(&received) {
+                None => self.receive(received.packet(), now, &mut out),
+                Some(discard) => self.discard(discard),
+            },
         }
         out
     }
@@ -204,6 +253,12 @@ impl Session {
                 self.send_if_allowed(now, &mut out);
             }
         }
+        if self.forget_sequence_at.is_some_and(|at| at <= now) {
+            self.forget_sequence_at = None;
+            if let Some(authenticator) = &mut self.authenticator {
+                authenticator.forget_sequence();
+            }
+        }
         if self.silent_at.is_some_and(|at| at <= now) {
             self.silent_at = None;
             self.transmission = None;
@@ -214,15 +269,55 @@ impl Session {
         out
     }
 
-    /// When to call [`Self::handle_timeout`] next.
+    /// Counts a packet for this session that the shell has refused.
+    pub fn discard(&mut self, reason: Discard) {
+        *self.counters.discarded.entry(reason).or_default() += 1;
+    }
+
+    /// When to call [`Self::handle_timeout`] next. `None`: never, unless something happens; a session
+    /// that was stopped is over then.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let transmission = self.transmission.map(|transmission| transmission.at);
-        [transmission, self.detect_at, self.silent_at].into_iter().flatten().min()
+        let all = [transmission, self.detect_at, self.forget_sequence_at, self.silent_at];
+        all.into_iter().flatten().min()
+    }
+
+    /// Our name for the session.
+    pub fn discriminator(&self) -> NonZeroU32 {
+        self.discriminator
     }
 
     /// The state now.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Why the session is not up, or was not the last time.
+    pub fn diagnostic(&self) -> Diagnostic {
+        self.diagnostic
+    }
+
+    /// What the peer said last.
+    pub fn peer(&self) -> &Peer {
+        &self.peer
+    }
+
+    /// What was counted.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// How often we send, before jitter; `None`: not at all (RFC 5880 section 6.8.7).
+    pub fn transmit_interval(&self) -> Option<Duration> {
+        let waits = match self.role {
+            Role::Active => false,
+            Role::Passive => self.peer.discriminator.is_none(),
+        };
+        let told_enough = self.state == State::AdminDown && self.silent_at.is_none();
+        if waits || told_enough || self.peer.required_min_rx.is_zero() {
+            return None;
+        }
+        Some(self.in_force.desired_min_tx.max(self.peer.required_min_rx))
     }
 
     /// How long the peer may be silent: its multiplier times the slower of what it sends and what
@@ -232,14 +327,27 @@ impl Session {
         interval * self.peer.detect_multiplier.get().into()
     }
 
+    fn configure(&mut self, settings: Settings, now: Instant, out: &mut Vec<Action>) {
+        let Settings { role, timing, authentication } = settings;
+        self.role = role;
+        if self.authenticator.as_ref().map(Authenticator::authentication) != authentication.as_ref()
+        {
+            self.forget_sequence_at = None;
+            let first = self.random.random();
+            self.authenticator =
+                authentication.map(|authentication| Authenticator::new(authentication, first));
+        }
+        self.retime(timing, now, out);
+    }
+
     /// Puts other intervals in force; where both sides are up it polls for the peer's consent to
     /// those that could make one side expect more than the other sends.
-    fn configure(&mut self, timing: Timing, now: Instant, out: &mut Vec<Action>) {
-        if self.config.timing == timing {
+    fn retime(&mut self, timing: Timing, now: Instant, out: &mut Vec<Action>) {
+        if self.timing == timing {
             return;
         }
-        self.config.timing = timing;
-        let announced = announced(&self.config, self.state);
+        self.timing = timing;
+        let announced = announced(timing, self.state);
         if self.state != State::Up {
             self.in_force = announced;
             return;
@@ -255,15 +363,28 @@ impl Session {
         self.send_if_allowed(now, out);
     }
 
-    fn receive(&mut self, packet: &Packet, now: Instant, out: &mut Vec<Action>) {
-        let for_another = packet.your_discriminator.is_some_and(|d| d != self.config.discriminator);
-        if for_another || self.state == State::AdminDown {
-            return;
+    /// Why a packet must not be believed. Nothing changes but the sequence number of one that is.
+    fn refuse(&mut self, received: &Received<'_>) -> Option<Discard> {
+        let yours = received.packet().your_discriminator;
+        if yours.is_some_and(|yours| yours != self.discriminator) {
+            return Some(Discard::NoSession);
         }
+        if self.state == State::AdminDown {
+            return Some(Discard::AdminDown);
+        }
+        match &mut self.authenticator {
+            None => received.signed().map(|_| Discard::Authenticated),
+            Some(authenticator) => authenticator.verify(received).err(),
+        }
+    }
+
+    fn receive(&mut self, packet: &Packet, now: Instant, out: &mut Vec<Action>) {
+        self.counters.received += 1;
+        self.counters.demand += u64::from(packet.demand);
         self.peer = Peer {
             discriminator: Some(packet.my_discriminator),
             state: packet.state,
-            demand: packet.demand,
+            diagnostic: packet.diagnostic,
             detect_multiplier: packet.detect_multiplier,
             desired_min_tx: packet.desired_min_tx,
             required_min_rx: packet.required_min_rx,
@@ -273,7 +394,7 @@ impl Session {
                 Poll::Off => {}
                 Poll::Running => {
                     self.poll = Poll::Off;
-                    self.in_force = announced(&self.config, self.state);
+                    self.in_force = announced(self.timing, self.state);
                 }
                 Poll::Outdated => self.poll = Poll::Running,
             }
@@ -282,7 +403,12 @@ impl Session {
         if let Some((state, diagnostic)) = next_state(self.state, packet.state) {
             self.enter(state, diagnostic, out);
         }
-        self.detect_at = Some(now + self.detection_time());
+        let detection_time = self.detection_time();
+        self.detect_at = Some(now + detection_time);
+        if self.authenticator.is_some() {
+            // RFC 5880 section 6.8.1, bfd.AuthSeqKnown.
+            self.forget_sequence_at = Some(now + 2 * detection_time);
+        }
         if packet.poll {
             self.send(Answer::Final, out);
             self.schedule(now);
@@ -295,37 +421,29 @@ impl Session {
     }
 
     fn enter(&mut self, state: State, diagnostic: Diagnostic, out: &mut Vec<Action>) {
+        if self.state == State::Up {
+            self.counters.down += 1;
+            let on_purpose = state == State::AdminDown
+                || diagnostic == Diagnostic::NeighborSignaledSessionDown
+                    && self.peer.state == State::AdminDown;
+            self.counters.failures += u64::from(!on_purpose);
+        }
         self.state = state;
         self.diagnostic = diagnostic;
         match state {
             State::AdminDown | State::Down | State::Init => {
                 self.poll = Poll::Off;
-                self.in_force = announced(&self.config, state);
+                self.in_force = announced(self.timing, state);
             }
             State::Up => {
-                let announced = announced(&self.config, state);
+                self.counters.up += 1;
+                let announced = announced(self.timing, state);
                 // From the slow interval to the configured one.
                 self.in_force.desired_min_tx = announced.desired_min_tx;
                 self.poll = Poll::Running;
             }
         }
         out.push(Action::StateChanged { state, diagnostic, peer: self.peer.state });
-    }
-
-    /// How often to send, without jitter; `None`: not at all (RFC 5880 section 6.8.7).
-    fn interval(&self) -> Option<Duration> {
-        let heard = self.peer.discriminator.is_some();
-        let both_up = self.state == State::Up && self.peer.state == State::Up;
-        let waits = match self.config.role {
-            Role::Active => false,
-            Role::Passive => !heard,
-        };
-        let silenced = self.peer.demand && both_up && self.poll == Poll::Off;
-        let told_enough = self.state == State::AdminDown && self.silent_at.is_none();
-        if waits || silenced || told_enough || self.peer.required_min_rx.is_zero() {
-            return None;
-        }
-        Some(self.in_force.desired_min_tx.max(self.peer.required_min_rx))
     }
 
     fn send_if_allowed(&mut self, now: Instant, out: &mut Vec<Action>) {
@@ -337,7 +455,7 @@ impl Session {
 
     fn schedule(&mut self, now: Instant) {
         self.transmission = self
-            .interval()
+            .transmit_interval()
             .map(|interval| Transmission { at: now + self.jittered(interval), interval });
     }
 
@@ -345,7 +463,7 @@ impl Session {
     /// could silence us.
     fn reschedule(&mut self, now: Instant) {
         let before = self.transmission;
-        if before.map(|transmission| transmission.interval) == self.interval() {
+        if before.map(|transmission| transmission.interval) == self.transmit_interval() {
             return;
         }
         self.schedule(now);
@@ -357,12 +475,12 @@ impl Session {
     /// Three quarters of the interval to all of it; to nine tenths where a single packet that is
     /// late takes the session down (RFC 5880 section 6.8.7).
     fn jittered(&mut self, interval: Duration) -> Duration {
-        let most = if self.config.timing.detect_multiplier.get() == 1 { 0.9 } else { 1.0 };
-        interval.mul_f64(self.jitter.random_range(0.75..=most))
+        let most = if self.timing.detect_multiplier.get() == 1 { 0.9 } else { 1.0 };
+        interval.mul_f64(self.random.random_range(0.75..=most))
     }
 
-    fn send(&self, answer: Answer, out: &mut Vec<Action>) {
-        let announced = announced(&self.config, self.state);
+    fn send(&mut self, answer: Answer, out: &mut Vec<Action>) {
+        let announced = announced(self.timing, self.state);
         let packet = Packet {
             diagnostic: self.diagnostic,
             state: self.state,
@@ -371,20 +489,24 @@ impl Session {
             // The session dies with the process.
             control_plane_independent: false,
             demand: false,
-            detect_multiplier: self.config.timing.detect_multiplier,
-            my_discriminator: self.config.discriminator,
+            detect_multiplier: self.timing.detect_multiplier,
+            my_discriminator: self.discriminator,
             your_discriminator: self.peer.discriminator,
             desired_min_tx: announced.desired_min_tx,
             required_min_rx: announced.required_min_rx,
             required_min_echo_rx: Duration::ZERO,
         };
-        out.push(Action::Send(packet.encode()));
+        self.counters.sent += 1;
+        out.push(Action::Send(match &mut self.authenticator {
+            None => packet.encode().to_vec(),
+            Some(authenticator) => authenticator.sign(&packet),
+        }));
     }
 }
 
 /// The intervals that our packets carry in a state.
-fn announced(config: &SessionConfig, state: State) -> Intervals {
-    let Timing { desired_min_tx, required_min_rx, detect_multiplier: _ } = config.timing;
+fn announced(timing: Timing, state: State) -> Intervals {
+    let Timing { desired_min_tx, required_min_rx, detect_multiplier: _ } = timing;
     let desired_min_tx = match state {
         State::AdminDown | State::Down | State::Init => desired_min_tx.max(SLOW),
         State::Up => desired_min_tx,

@@ -1,15 +1,14 @@
-//! Messages: framing, OPEN, KEEPALIVE, NOTIFICATION, ROUTE-REFRESH and UPDATE.
+//! Messages: framing, OPEN, KEEPALIVE, NOTIFICATION and ROUTE-REFRESH; UPDATEs that we receive are
+//! read in `received`.
 //!
-//! An UPDATE that we receive is only checked for framing: routes are not imported, so a defect
-//! inside an attribute changes nothing here, and RFC 7606 asks for the session to be kept. Read RFC
-//! 4271 sections 4 and 6, RFC 9072, RFC 7606 section 3 and RFC 7313 section 3.2.
+//! Read RFC 4271 sections 4 and 6, RFC 9072 and RFC 7313 section 3.2.
 
 use std::{fmt, net::Ipv4Addr};
 
 use crate::{
-    Family, HeaderError, Notification, OpenError, ProtocolError, RouteRefreshError, UpdateError,
-    attribute,
+    Family, HeaderError, Notification, OpenError, ProtocolError, RouteRefreshError,
     capability::{Capabilities, SAFI_UNICAST},
+    received::{ReceivedUpdate, Sender},
 };
 
 /// RFC 4271 section 4.1. Extended messages (RFC 8654) are not offered.
@@ -103,11 +102,11 @@ impl Message {
     }
 
     /// Reads a whole message; the header was checked.
-    fn parse(kind: MessageType, message: &[u8]) -> Result<Self, ProtocolError> {
+    fn parse(kind: MessageType, message: &[u8], sender: Sender) -> Result<Self, ProtocolError> {
         let body = &message[HEADER..];
         Ok(match kind {
             MessageType::Open => Self::Open(Open::parse(body)?),
-            MessageType::Update => Self::Update(ReceivedUpdate::parse(body)?),
+            MessageType::Update => Self::Update(ReceivedUpdate::parse(body, sender)?),
             MessageType::Notification => Self::Notification(Notification {
                 code: body[0],
                 subcode: body[1],
@@ -125,9 +124,15 @@ pub(crate) struct Reader {
     buffer: Vec<u8>,
     /// Where the next message starts in `buffer`.
     start: usize,
+    /// What the OPENs told of who writes.
+    sender: Sender,
 }
 
 impl Reader {
+    pub(crate) fn set_sender(&mut self, sender: Sender) {
+        self.sender = sender;
+    }
+
     pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.start = 0;
@@ -156,7 +161,7 @@ impl Reader {
             return Err(HeaderError::BadLength(declared).into());
         }
         let Some(message) = bytes.get(..length) else { return Ok(None) };
-        let message = Message::parse(kind, message)?;
+        let message = Message::parse(kind, message, self.sender)?;
         self.start += length;
         Ok(Some(message))
     }
@@ -218,11 +223,11 @@ impl Open {
         let capabilities = self.capabilities.encode();
         let mut parameters = Vec::new();
         if !capabilities.is_empty() {
-            let length = u8::try_from(capabilities.len()).expect("we offer 22 octets at most");
+            let length = u8::try_from(capabilities.len()).expect("we offer 42 octets at most");
             parameters.extend([CAPABILITIES_PARAMETER, length]);
             parameters.extend(capabilities);
         }
-        let length = u8::try_from(parameters.len()).expect("we offer 24 octets at most");
+        let length = u8::try_from(parameters.len()).expect("we offer 44 octets at most");
         frame(
             MessageType::Open,
             &[
@@ -280,30 +285,6 @@ fn parse_parameters(length: u8, bytes: &[u8]) -> Result<Capabilities, OpenError>
         bytes = rest;
     }
     Ok(capabilities)
-}
-
-/// What is kept of an UPDATE.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ReceivedUpdate {
-    /// The attributes do not add up. RFC 7606 section 4 takes the routes for withdrawn.
-    pub(crate) malformed_attributes: bool,
-}
-
-impl ReceivedUpdate {
-    fn parse(body: &[u8]) -> Result<Self, UpdateError> {
-        let (withdrawn, rest) = counted(body).ok_or(UpdateError::MalformedAttributeList)?;
-        let (attributes, nlri) = counted(rest).ok_or(UpdateError::MalformedAttributeList)?;
-        if !attribute::are_ipv4_prefixes(withdrawn) || !attribute::are_ipv4_prefixes(nlri) {
-            return Err(UpdateError::InvalidNetworkField);
-        }
-        Ok(Self { malformed_attributes: !attribute::are_attributes(attributes) })
-    }
-}
-
-/// A part that a two-octet length leads, and what follows it.
-fn counted(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
-    let (length, rest) = bytes.split_first_chunk()?;
-    rest.split_at_checked(u16::from_be_bytes(*length).into())
 }
 
 /// A ROUTE-REFRESH.

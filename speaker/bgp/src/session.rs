@@ -2,65 +2,54 @@
 //!
 //! One a peer. Whatever happens is an [`Input`], and [`Session::step`] is the one table of states
 //! and inputs. Read RFC 4271 sections 6 and 8; RFC 6608 for messages in the wrong state; RFC 4486
-//! for how a session is ended on purpose.
+//! and RFC 8538 for how a session is ended on purpose; RFC 4724 section 4.2 for a peer that connects
+//! while the session is up.
+
+mod ending;
+mod opening;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     time::{Duration, Instant},
 };
 
+use ending::{Retry, clean_if_lasting};
 use ipnet::IpNet;
+use opening::Offer;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
-use thiserror::Error;
 
 use crate::{
-    Action, Event, HeldBack, MessageType, Negotiated, Notification, ProtocolError, Route,
-    SessionConfig, StateKind, StopReason,
-    attribute::two_octets,
-    capability::Capabilities,
-    message::{self, Message, Open, Reader, ReceivedUpdate, RefreshSubtype, RouteRefresh},
-    rib_out::{NextHops, RefreshMarkers, RibOut, Updates},
-    state::{Established, Link, MIN_KEEPALIVE_TIME, State, Timers, proposed_hold_time},
+    Action, BfdGate, BfdState, Event, HeldBack, Local, MessageType, Mode, Negotiated, Notification,
+    ProtocolError, ResetReason, SessionConfig, StateKind, Stats, StopReason,
+    established::Established,
+    message::{self, Message, Reader, RefreshSubtype, RouteRefresh},
+    received::{ReceivedUpdate, Verdict},
+    rib_out::{RibOut, Updates},
+    state::{MIN_KEEPALIVE_TIME, State, Timers, keepalive_time},
 };
 
 /// RFC 4271 section 8.2.2 suggests four minutes; a connection that stays mute is not worth them.
 pub const DEFAULT_OPEN_TIME: Duration = Duration::from_secs(30);
 
-/// How long an attempt to connect may go unanswered.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The waits after the first attempts that failed. A router that starts is not ready by a second
-/// or two, and one that reboots must not cost minutes.
-const CONNECT_WAITS: [Duration; 5] = [
-    Duration::from_millis(200),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-];
-/// The wait after all later ones, unless the configuration has another.
-const DEFAULT_CONNECT_TIME: Duration = Duration::from_secs(5);
-/// The wait after the peer took leave in good order.
-const CLEAN_CLOSE_WAIT: Duration = Duration::from_millis(200);
-/// A session must have been up for this long for its end to count as good order.
-const MIN_ESTABLISHED: Duration = Duration::from_secs(10);
-/// The longest wait after errors; the first is 1 s and each next one doubles.
-const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 /// After this long Established the errors before are forgotten.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(300);
-/// Changes within this time of the last UPDATEs are sent together.
-const COALESCING_WINDOW: Duration = Duration::from_millis(10);
 
-/// A session with one peer: [`handle`](Self::handle) what happens, [`handle_timeout`] when
-/// [`poll_timeout`] says so, and perform the actions of both.
+/// A session with one peer: [`handle`] what happens, [`handle_timeout`] when [`poll_timeout`] says
+/// so, perform the actions of both, and after each of them [`transmit`] while the session
+/// [`has_updates`] and the connection has room.
 ///
+/// [`handle`]: Self::handle
 /// [`handle_timeout`]: Self::handle_timeout
 /// [`poll_timeout`]: Self::poll_timeout
+/// [`transmit`]: Self::transmit
+/// [`has_updates`]: Self::has_updates
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
     state: State,
-    /// `None` until the first [`Event::Advertise`]: End-of-RIB must not be sent before it.
-    wanted: Option<BTreeSet<Route>>,
+    rib: RibOut,
+    /// `None` before the first word of BFD.
+    bfd: Option<BfdState>,
     offer: Offer,
     /// Attempts to connect since the last that brought an OPEN.
     connect_failures: u32,
@@ -70,103 +59,35 @@ pub struct Session {
     jitter: StdRng,
 }
 
-/// Counters since the session was made.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Stats {
-    /// Messages sent.
-    pub sent: MessageCounts,
-    /// Messages received and understood.
-    pub received: MessageCounts,
-    /// Received UPDATEs whose attributes were malformed in a way that RFC 7606 lets pass.
-    pub malformed_updates: u64,
-    /// Times that Established was reached.
-    pub established: u64,
-    /// Routes that the peer has of us now.
-    pub advertised_prefixes: usize,
-    /// Why the session, or the attempt at one, ended the last time.
-    pub last_reset: Option<ResetReason>,
-}
-
-/// Messages by type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct MessageCounts {
-    /// OPEN.
-    pub open: u64,
-    /// UPDATE.
-    pub update: u64,
-    /// NOTIFICATION.
-    pub notification: u64,
-    /// KEEPALIVE.
-    pub keepalive: u64,
-    /// ROUTE-REFRESH.
-    pub route_refresh: u64,
-}
-
-/// Why a session ended.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum ResetReason {
-    /// The peer refused the connection or cannot be reached.
-    #[error("the peer could not be connected")]
-    ConnectFailed,
-    /// Nobody answered.
-    #[error("the peer did not answer the attempt to connect")]
-    ConnectTimedOut,
-    /// Without a NOTIFICATION.
-    #[error("the connection was closed in state {0}")]
-    Closed(StateKind),
-    /// The peer said why.
-    #[error("the peer ended the session: {0}")]
-    NotificationReceived(Notification),
-    /// We said why.
-    #[error("{0}")]
-    Protocol(#[from] ProtocolError),
-    /// [`Event::Stop`].
-    #[error("the session was stopped")]
-    Stopped,
-}
-
 /// All that can happen to a state.
 #[derive(Debug)]
 enum Input {
     Start,
     Stop(StopReason),
-    Connected(NextHops),
+    Connected(Local),
+    Accepted(Local),
     ConnectFailed,
     Closed,
+    Written,
     Message(Message),
     Violation(ProtocolError),
-    /// The wanted routes changed.
-    Advertised,
+    /// The wanted routes changed, or all of them are known.
+    Wanted,
+    BfdUp,
+    /// From Up.
+    BfdDown,
     /// Time went by; each state looks at its own deadlines.
     Timeout,
-}
-
-/// How much an OPEN offers. RFC 5492 section 3: a peer that declines may take a plainer one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Offer {
-    All,
-    Essential,
-    Nothing,
-}
-
-/// How long to wait before the next attempt to connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Retry {
-    /// The peer is not ready.
-    Unreachable,
-    /// The peer took leave.
-    CleanClose,
-    /// Something is wrong that will not go away at once.
-    BackOff,
 }
 
 impl Session {
     /// A stopped session. The seed feeds the jitter of its timers; sessions should differ in it.
     pub fn new(config: SessionConfig, seed: u64) -> Self {
         Self {
+            rib: RibOut::new(&config),
             config,
             state: State::Idle { retry_at: None },
-            wanted: None,
+            bfd: None,
             offer: Offer::All,
             connect_failures: 0,
             session_failures: 0,
@@ -181,17 +102,30 @@ impl Session {
         match event {
             Event::Start => self.advance(Input::Start, now, &mut out),
             Event::Stop { reason } => self.advance(Input::Stop(reason), now, &mut out),
-            Event::Connected { local_v4, local_v6 } => {
-                let next_hops = NextHops { v4: local_v4, v6: local_v6 };
-                self.advance(Input::Connected(next_hops), now, &mut out);
-            }
+            Event::Connected(local) => self.advance(Input::Connected(local), now, &mut out),
+            Event::Accepted(local) => self.advance(Input::Accepted(local), now, &mut out),
             Event::ConnectFailed => self.advance(Input::ConnectFailed, now, &mut out),
             Event::Closed => self.advance(Input::Closed, now, &mut out),
             Event::Received(bytes) => self.receive(bytes, now, &mut out),
-            Event::Advertise(routes) => {
-                self.wanted = Some(routes);
-                self.advance(Input::Advertised, now, &mut out);
+            Event::Written => self.advance(Input::Written, now, &mut out),
+            Event::Routes(changes) => {
+                self.rib.apply(changes);
+                self.advance(Input::Wanted, now, &mut out);
             }
+            Event::Complete => {
+                self.rib.complete();
+                self.advance(Input::Wanted, now, &mut out);
+            }
+            Event::Bfd(state) if self.config.bfd.is_some() => {
+                match (self.bfd.replace(state), state) {
+                    (_, BfdState::Up) => self.advance(Input::BfdUp, now, &mut out),
+                    (Some(BfdState::Up), BfdState::Down) => {
+                        self.advance(Input::BfdDown, now, &mut out);
+                    }
+                    (Some(BfdState::Down) | None, BfdState::Down) => {}
+                }
+            }
+            Event::Bfd(_) => {}
         }
         out
     }
@@ -208,6 +142,63 @@ impl Session {
         self.state.deadline()
     }
 
+    /// Whether [`Self::transmit`] has something to send now.
+    pub fn has_updates(&self) -> bool {
+        self.established().is_some_and(|established| established.pace.is_open())
+    }
+
+    /// The next UPDATEs, to be written as they are and behind all that was sent before: whole
+    /// messages of `room` octets in total at most. With room for 4096 octets there is one at least
+    /// while [`Self::has_updates`]. What is handed out counts as sent.
+    pub fn transmit(&mut self, now: Instant, room: usize) -> Vec<u8> {
+        let interval = self.config.min_advertisement_interval;
+        let interval = (!interval.is_zero()).then(|| self.jittered(interval));
+        let State::Established(established) = &mut self.state else { return Vec::new() };
+        if !established.pace.is_open() {
+            return Vec::new();
+        }
+        let updates = self.rib.transmit(room, established.pace.allowed());
+        established.pace.sent(&updates, interval, now, &self.rib);
+        self.count(&updates);
+        updates.bytes
+    }
+
+    /// Takes over what can change on a running session: the interval between announcements, the
+    /// keepalive time and the BFD rule from now on; the connect time from the next attempt on; the
+    /// hold time, the open time, the restart time and the N bit from the next OPEN on. All else in
+    /// the configuration is ignored.
+    pub fn update_timers(&mut self, config: &SessionConfig, now: Instant) {
+        self.config.hold_time = config.hold_time;
+        self.config.keepalive_time = config.keepalive_time;
+        self.config.connect_time = config.connect_time;
+        self.config.open_time = config.open_time;
+        self.config.min_advertisement_interval = config.min_advertisement_interval;
+        self.config.bfd = config.bfd;
+        if let (Some(ours), Some(new)) =
+            (&mut self.config.graceful_restart, config.graceful_restart)
+        {
+            ours.restart_time = new.restart_time;
+            ours.notification = new.notification;
+        }
+        if config.bfd.is_none() {
+            self.bfd = None;
+        }
+        let waits = self.bfd_gate_at_start() == BfdGate::Waiting;
+        let interval = self.config.min_advertisement_interval;
+        let Self { state: State::Established(established), config, rib, .. } = self else { return };
+        if !waits {
+            established.pace.lift_bfd(now, rib);
+        }
+        if interval.is_zero() {
+            established.pace.lift_interval(now, rib);
+        }
+        let negotiated = &mut established.negotiated;
+        negotiated.keepalive_time = keepalive_time(config, negotiated.hold_time);
+        if let Some(at) = &mut established.timers.keepalive_at {
+            *at = (*at).min(now + negotiated.keepalive_time);
+        }
+    }
+
     /// The state now.
     pub fn state(&self) -> StateKind {
         self.state.kind()
@@ -216,32 +207,33 @@ impl Session {
     /// What was agreed on, from OpenConfirm on.
     pub fn negotiated(&self) -> Option<&Negotiated> {
         match &self.state {
-            State::Idle { .. } | State::Connect { .. } | State::OpenSent { .. } => None,
+            State::Idle { .. } | State::Connect { .. } | State::Active | State::OpenSent { .. } => {
+                None
+            }
             State::OpenConfirm { negotiated, .. } => Some(negotiated),
             State::Established(established) => Some(&established.negotiated),
         }
     }
 
-    /// Since when the session is Established.
-    pub fn established_since(&self) -> Option<Instant> {
-        self.established().map(|established| established.since)
+    /// Whether BFD keeps an Established session from announcing. Open in every other state.
+    pub fn bfd_gate(&self) -> BfdGate {
+        self.established().map_or(BfdGate::Open, |established| established.pace.bfd())
     }
 
-    /// The wanted routes that an Established session does not announce, and why. Empty in every
-    /// other state.
+    /// The wanted routes that an Established session cannot announce, and why. Empty in every other
+    /// state.
     pub fn held_back(&self) -> BTreeMap<IpNet, HeldBack> {
-        let Some(established) = self.established() else { return BTreeMap::new() };
-        let routes = self.wanted.iter().flatten();
-        routes
-            .filter_map(|route| Some((route.prefix, established.rib_out.admits(route).err()?)))
-            .collect()
+        self.rib.held_back()
     }
 
     /// The counters now.
     pub fn stats(&self) -> Stats {
-        let advertised_prefixes =
-            self.established().map_or(0, |established| established.rib_out.len());
-        Stats { advertised_prefixes, ..self.stats.clone() }
+        Stats {
+            established_since: self.established().map(|established| established.since),
+            wanted_prefixes: self.rib.wanted(),
+            advertised_prefixes: self.rib.sent(),
+            ..self.stats.clone()
+        }
     }
 
     fn established(&self) -> Option<&Established> {
@@ -249,6 +241,7 @@ impl Session {
             State::Established(established) => Some(established),
             State::Idle { .. }
             | State::Connect { .. }
+            | State::Active
             | State::OpenSent { .. }
             | State::OpenConfirm { .. } => None,
         }
@@ -272,7 +265,8 @@ impl Session {
     }
 
     fn advance(&mut self, input: Input, now: Instant, out: &mut Vec<Action>) {
-        if self.established_since().is_some_and(|since| now >= since + FORGIVEN_AFTER) {
+        let lasted = |established: &Established| now >= established.since + FORGIVEN_AFTER;
+        if self.established().is_some_and(lasted) {
             self.session_failures = 0;
         }
         let before = self.state.kind();
@@ -280,6 +274,11 @@ impl Session {
         self.state = self.step(state, input, now, out);
         let after = self.state.kind();
         if before != after {
+            if before == StateKind::Established {
+                self.stats.flaps += 1;
+                self.stats.last_loss.clone_from(&self.stats.last_reset);
+                self.rib.disconnected();
+            }
             out.push(Action::StateChanged(after));
         }
     }
@@ -290,13 +289,13 @@ impl Session {
                 self.offer = Offer::All;
                 self.connect_failures = 0;
                 self.session_failures = 0;
-                self.dial(now, out)
+                self.try_anew(now, out)
             }
             (State::Idle { retry_at: Some(at) }, Input::Timeout) if at <= now => {
-                self.dial(now, out)
+                self.try_anew(now, out)
             }
             (State::Idle { .. }, Input::Stop(_)) => State::Idle { retry_at: None },
-            (state @ State::Idle { .. }, Input::Connected(_)) => {
+            (state @ (State::Idle { .. } | State::Active), Input::Connected(_)) => {
                 // It came about while the shell was being told to give it up.
                 out.push(Action::Close);
                 state
@@ -308,26 +307,32 @@ impl Session {
                 | Input::Closed
                 | Input::Message(_)
                 | Input::Violation(_)
-                | Input::Advertised
                 | Input::Timeout,
             ) => state,
 
-            (State::Connect { .. }, Input::Connected(next_hops)) => self.open(next_hops, now, out),
+            (State::Connect { .. }, Input::Connected(local)) => self.open(local, now, out),
             (State::Connect { .. }, Input::ConnectFailed | Input::Closed) => {
                 self.fall(ResetReason::ConnectFailed, Retry::Unreachable, now, out)
             }
             (State::Connect { give_up_at }, Input::Timeout) if give_up_at <= now => {
                 self.fall(ResetReason::ConnectTimedOut, Retry::Unreachable, now, out)
             }
-            (State::Connect { .. }, Input::Stop(_)) => self.stopped(out),
+            (State::Connect { .. } | State::Active, Input::Stop(_)) => self.stopped(now, out),
             (
                 state @ State::Connect { .. },
+                Input::Start | Input::Message(_) | Input::Violation(_) | Input::Timeout,
+            ) => state,
+
+            (State::Active, Input::Accepted(local)) => self.open(local, now, out),
+            (
+                State::Active,
                 Input::Start
+                | Input::ConnectFailed
+                | Input::Closed
                 | Input::Message(_)
                 | Input::Violation(_)
-                | Input::Advertised
                 | Input::Timeout,
-            ) => state,
+            ) => State::Active,
 
             (State::OpenSent { link, .. }, Input::Message(Message::Open(open))) => {
                 self.confirm(link, &open, now, out)
@@ -341,19 +346,12 @@ impl Session {
                 let reason = ResetReason::Closed(StateKind::OpenSent);
                 self.fall(reason, Retry::Unreachable, now, out)
             }
-            (
-                state @ State::OpenSent { .. },
-                Input::Start
-                | Input::Connected(_)
-                | Input::ConnectFailed
-                | Input::Advertised
-                | Input::Timeout,
-            ) => state,
+            (state @ State::OpenSent { .. }, Input::Timeout) => state,
 
             (
                 State::OpenConfirm { link, negotiated, timers: _ },
                 Input::Message(Message::Keepalive),
-            ) => self.establish(link, negotiated, now, out),
+            ) => self.establish(link, negotiated, now),
             (State::OpenConfirm { link, negotiated, timers }, Input::Timeout) => {
                 if is_due(timers.hold_at, now) {
                     let error = ProtocolError::HoldTimerExpired(StateKind::OpenConfirm);
@@ -366,170 +364,166 @@ impl Session {
                 let reason = ResetReason::Closed(StateKind::OpenConfirm);
                 self.fall(reason, Retry::BackOff, now, out)
             }
-            (
-                state @ State::OpenConfirm { .. },
-                Input::Start | Input::Connected(_) | Input::ConnectFailed | Input::Advertised,
-            ) => state,
 
-            (State::Established(mut established), Input::Message(Message::Keepalive)) => {
-                established.heard(now);
-                State::Established(established)
+            (State::OpenSent { .. } | State::OpenConfirm { .. }, Input::Accepted(local))
+                if self.config.mode == Mode::Passive =>
+            {
+                // Whoever dials again has given the first attempt up.
+                self.notify(&Notification::connection_collision(), out);
+                out.push(Action::Close);
+                self.open(local, now, out)
             }
-            (State::Established(mut established), Input::Message(Message::Update(update))) => {
-                let ReceivedUpdate { malformed_attributes } = update;
-                self.stats.malformed_updates += u64::from(malformed_attributes);
-                established.heard(now);
-                State::Established(established)
+            (State::OpenSent { .. }, Input::Stop(StopReason::Restart))
+                if self.config.graceful_restart.is_some() =>
+            {
+                self.stopped(now, out)
             }
-            (
-                State::Established(mut established),
-                Input::Message(Message::RouteRefresh(Some(refresh))),
-            ) => {
-                self.refresh(&mut established, refresh, now, out);
-                State::Established(established)
+            (State::OpenConfirm { negotiated, .. }, Input::Stop(StopReason::Restart))
+                if negotiated.graceful_restart.is_some() =>
+            {
+                self.stopped(now, out)
             }
-            (State::Established(mut established), Input::Advertised) => {
-                self.flush_soon(&mut established, now, out);
-                State::Established(established)
-            }
-            (State::Established(mut established), Input::Timeout) => {
-                if is_due(established.timers.hold_at, now) {
-                    let error = ProtocolError::HoldTimerExpired(StateKind::Established);
-                    return self.violated(error, now, out);
-                }
-                established.timers =
-                    self.keep_alive(established.timers, &established.negotiated, now, out);
-                if is_due(established.flush_at, now) {
-                    self.flush(&mut established, now, out);
-                }
-                State::Established(established)
-            }
-            (State::Established(established), Input::Closed) => {
-                let retry = clean_if_lasting(established.since, now);
-                self.fall(ResetReason::Closed(StateKind::Established), retry, now, out)
-            }
-            (
-                State::Established(established),
-                Input::Message(Message::Notification(notification)),
-            ) => {
-                let retry = if notification.is_clean_close() {
-                    clean_if_lasting(established.since, now)
-                } else {
-                    Retry::BackOff
-                };
-                self.fall(ResetReason::NotificationReceived(notification), retry, now, out)
-            }
-            (State::Established(mut established), Input::Stop(reason)) => {
-                // Some routers keep routes over a Cease; a withdraw is understood by all.
-                self.send_updates(established.rib_out.withdraw_all(), out);
-                self.cease(&reason, out)
-            }
-            (
-                state @ State::Established(_),
-                Input::Start
-                | Input::Connected(_)
-                | Input::ConnectFailed
-                | Input::Message(Message::RouteRefresh(None)),
-            ) => state,
-
             (State::OpenSent { .. } | State::OpenConfirm { .. }, Input::Stop(reason)) => {
-                self.cease(&reason, out)
+                self.notify(&Notification::from(&reason), out);
+                self.stopped(now, out)
             }
             (
                 State::OpenSent { .. } | State::OpenConfirm { .. },
                 Input::Message(Message::Notification(notification)),
             ) => {
-                if notification.declines_our_open() {
-                    self.offer = self.offer.plainer();
-                }
+                self.offer = self.plainer_offer(&notification);
                 let reason = ResetReason::NotificationReceived(notification);
                 self.fall(reason, Retry::BackOff, now, out)
             }
-            (
-                State::OpenSent { .. } | State::OpenConfirm { .. } | State::Established(_),
-                Input::Violation(error),
-            ) => self.violated(error, now, out),
-            (
-                state
-                @ (State::OpenSent { .. } | State::OpenConfirm { .. } | State::Established(_)),
-                Input::Message(message),
-            ) => {
-                let error = ProtocolError::UnexpectedMessage {
-                    state: state.kind(),
-                    message: message.kind(),
-                };
+
+            (State::Established(established), input) => {
+                self.step_established(established, input, now, out)
+            }
+
+            (State::OpenSent { .. } | State::OpenConfirm { .. }, Input::BfdDown) => {
+                self.lost_by_bfd(now, out)
+            }
+            (State::OpenSent { .. } | State::OpenConfirm { .. }, Input::Violation(error)) => {
                 self.violated(error, now, out)
             }
-        }
-    }
-
-    fn dial(&mut self, now: Instant, out: &mut Vec<Action>) -> State {
-        out.push(Action::Connect);
-        State::Connect { give_up_at: now + CONNECT_TIMEOUT }
-    }
-
-    fn open(&mut self, next_hops: NextHops, now: Instant, out: &mut Vec<Action>) -> State {
-        let open = Open {
-            my_as: two_octets(self.config.local_asn),
-            hold_time: proposed_hold_time(&self.config),
-            identifier: self.config.router_id,
-            capabilities: self.capabilities(),
-        };
-        self.send(MessageType::Open, open.encode(), out);
-        State::OpenSent {
-            link: Link { reader: Reader::default(), next_hops },
-            give_up_at: now + self.config.open_time,
-        }
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        let essential = Capabilities {
-            multiprotocol: Some(self.config.families.clone()),
-            four_octet_as: Some(self.config.local_asn),
-            ..Capabilities::default()
-        };
-        match self.offer {
-            Offer::All => {
-                Capabilities { route_refresh: true, enhanced_route_refresh: true, ..essential }
+            (
+                state @ (State::OpenSent { .. } | State::OpenConfirm { .. }),
+                Input::Message(message),
+            ) => self.unexpected(state.kind(), &message, now, out),
+            (state, Input::Accepted(_)) => {
+                self.reject(&Notification::connection_rejected(), out);
+                state
             }
-            Offer::Essential => essential,
-            Offer::Nothing => Capabilities::default(),
+            (
+                state @ (State::OpenSent { .. } | State::OpenConfirm { .. }),
+                Input::Start | Input::Connected(_) | Input::ConnectFailed,
+            ) => state,
+            (state, Input::Written | Input::Wanted | Input::BfdUp | Input::BfdDown) => state,
         }
     }
 
-    fn confirm(&mut self, link: Link, open: &Open, now: Instant, out: &mut Vec<Action>) -> State {
-        let negotiated = match Negotiated::from_open(&self.config, &self.capabilities(), open) {
-            Ok(negotiated) => negotiated,
-            Err(error) => return self.violated(error.into(), now, out),
-        };
-        self.connect_failures = 0;
-        self.send(MessageType::Keepalive, message::keepalive(), out);
-        let mut timers = self.timers(&negotiated, now);
-        // Without a hold time a peer could stay here for ever.
-        timers.hold_at.get_or_insert(now + self.config.open_time);
-        State::OpenConfirm { link, negotiated, timers }
-    }
-
-    fn establish(
+    fn step_established(
         &mut self,
-        link: Link,
-        negotiated: Negotiated,
+        mut established: Box<Established>,
+        input: Input,
         now: Instant,
         out: &mut Vec<Action>,
     ) -> State {
-        self.stats.established += 1;
-        let mut established = Box::new(Established {
-            rib_out: RibOut::new(&self.config, &negotiated, link.next_hops),
-            timers: self.timers(&negotiated, now),
-            link,
-            negotiated,
-            since: now,
-            flushed_at: None,
-            flush_at: None,
-            refresh: BTreeSet::new(),
-        });
-        self.flush(&mut established, now, out);
+        match input {
+            Input::Message(Message::Keepalive) => established.heard(now),
+            Input::Message(Message::Update(update)) => {
+                established.heard(now);
+                self.received(update);
+            }
+            Input::Message(Message::RouteRefresh(refresh)) => {
+                if let Some(RouteRefresh { family, subtype: RefreshSubtype::Request }) = refresh
+                    && established.negotiated.route_refresh
+                    && established.negotiated.families.contains(&family)
+                {
+                    self.rib.refresh(family);
+                    established.pace.advance(now, &self.rib);
+                }
+                // Begin and end bracket the peer's routes, of which we keep none.
+            }
+            Input::Message(Message::Notification(notification)) => {
+                let retry = if notification.is_clean_close() {
+                    clean_if_lasting(established.since, now)
+                } else {
+                    Retry::BackOff
+                };
+                return self.fall(ResetReason::NotificationReceived(notification), retry, now, out);
+            }
+            Input::Message(message @ Message::Open(_)) => {
+                return self.unexpected(StateKind::Established, &message, now, out);
+            }
+            Input::Violation(error) => return self.violated(error, now, out),
+            Input::Written => established.written(now),
+            Input::Wanted => established.pace.advance(now, &self.rib),
+            Input::BfdUp => established.pace.lift_bfd(now, &self.rib),
+            Input::BfdDown => return self.lost_by_bfd(now, out),
+            Input::Timeout => {
+                if is_due(established.timers.hold_at, now) {
+                    let error = ProtocolError::HoldTimerExpired(StateKind::Established);
+                    return self.violated(error, now, out);
+                }
+                if established.is_send_hold_over(now) {
+                    let time = established.send_hold_time();
+                    return self.violated(ProtocolError::SendHoldTimerExpired(time), now, out);
+                }
+                established.timers =
+                    self.keep_alive(established.timers, &established.negotiated, now, out);
+                established.pace.advance(now, &self.rib);
+            }
+            Input::Closed => {
+                let retry = clean_if_lasting(established.since, now);
+                return self.fall(ResetReason::Closed(StateKind::Established), retry, now, out);
+            }
+            Input::Accepted(local) => match self.config.mode {
+                Mode::Passive if established.negotiated.graceful_restart.is_some() => {
+                    // The peer was away and came back before anybody noticed. It is told nothing on
+                    // a connection that it has forgotten (RFC 4724 section 4.2).
+                    self.reset(ResetReason::Replaced, now);
+                    out.push(Action::Close);
+                    return self.open(local, now, out);
+                }
+                Mode::Passive => self.reject(&Notification::connection_collision(), out),
+                Mode::Active => self.reject(&Notification::connection_rejected(), out),
+            },
+            Input::Stop(StopReason::Restart)
+                if established.negotiated.graceful_restart.is_some() =>
+            {
+                return self.stopped(now, out);
+            }
+            Input::Stop(reason) => {
+                // Some routers keep routes over a Cease; a withdraw is understood by all.
+                let updates = self.rib.withdraw_all();
+                self.count(&updates);
+                if !updates.bytes.is_empty() {
+                    out.push(Action::Send(updates.bytes));
+                }
+                let cease = Notification::from(&reason);
+                let for_good = match reason {
+                    StopReason::AdministrativeShutdown { .. }
+                    | StopReason::PeerDeconfigured
+                    | StopReason::Restart => true,
+                    StopReason::ConfigurationChange => false,
+                };
+                let cease = if for_good && established.negotiated.needs_hard_reset() {
+                    cease.into_hard_reset()
+                } else {
+                    cease
+                };
+                self.notify(&cease, out);
+                return self.stopped(now, out);
+            }
+            Input::Start | Input::Connected(_) | Input::ConnectFailed => {}
+        }
         State::Established(established)
+    }
+
+    fn bfd_gate_at_start(&self) -> BfdGate {
+        let strict = self.config.bfd.is_some_and(|rule| rule.strict);
+        if strict && self.bfd != Some(BfdState::Up) { BfdGate::Waiting } else { BfdGate::Open }
     }
 
     fn timers(&mut self, negotiated: &Negotiated, now: Instant) -> Timers {
@@ -560,113 +554,25 @@ impl Session {
         Timers { keepalive_at: Some(now + self.keepalive_interval(negotiated)), ..timers }
     }
 
-    fn refresh(
-        &mut self,
-        established: &mut Established,
-        refresh: RouteRefresh,
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) {
-        let RouteRefresh { family, subtype } = refresh;
-        match subtype {
-            RefreshSubtype::Request => {
-                let negotiated = &established.negotiated;
-                if negotiated.route_refresh && negotiated.families.contains(&family) {
-                    established.refresh.insert(family);
-                    self.flush_soon(established, now, out);
-                }
-            }
-            // They bracket the peer's routes, of which we keep none.
-            RefreshSubtype::Begin | RefreshSubtype::End => {}
+    fn received(&mut self, update: ReceivedUpdate) {
+        let ReceivedUpdate { announced, withdrawn, verdict } = update;
+        self.stats.received_prefixes += announced;
+        self.stats.received_withdrawals += withdrawn;
+        match verdict {
+            Verdict::Sound => {}
+            Verdict::AttributeDiscard => self.stats.discarded_attributes += 1,
+            Verdict::TreatAsWithdraw => self.stats.malformed_updates += 1,
         }
     }
 
-    /// At once where nothing was sent lately, or else together with what comes in the meantime.
-    fn flush_soon(&mut self, established: &mut Established, now: Instant, out: &mut Vec<Action>) {
-        match established.flushed_at.map(|at| at + COALESCING_WINDOW) {
-            Some(open_until) if open_until > now => established.flush_at = Some(open_until),
-            Some(_) | None => self.flush(established, now, out),
-        }
-    }
-
-    fn flush(&mut self, established: &mut Established, now: Instant, out: &mut Vec<Action>) {
-        established.flush_at = None;
-        let refresh = std::mem::take(&mut established.refresh);
-        // Before the first wanted routes a refresh has nothing to repeat.
-        let Some(wanted) = &self.wanted else { return };
-        let mut updates = vec![established.rib_out.synchronize(wanted)];
-        let markers = if established.negotiated.enhanced_route_refresh {
-            RefreshMarkers::Enhanced
-        } else {
-            RefreshMarkers::Plain
-        };
-        updates
-            .extend(refresh.into_iter().map(|family| established.rib_out.resend(family, markers)));
-        for updates in updates {
-            if !updates.bytes.is_empty() {
-                established.flushed_at = Some(now);
-                self.send_updates(updates, out);
-            }
-        }
-    }
-
-    fn send_updates(&mut self, updates: Updates, out: &mut Vec<Action>) {
+    fn count(&mut self, updates: &Updates) {
         self.stats.sent.update += updates.updates;
         self.stats.sent.route_refresh += updates.refreshes;
-        if !updates.bytes.is_empty() {
-            out.push(Action::Send(updates.bytes));
-        }
     }
 
     fn send(&mut self, kind: MessageType, bytes: Vec<u8>, out: &mut Vec<Action>) {
         self.stats.sent.count(kind);
         out.push(Action::Send(bytes));
-    }
-
-    fn cease(&mut self, reason: &StopReason, out: &mut Vec<Action>) -> State {
-        let bytes = message::notification(&Notification::from(reason));
-        self.send(MessageType::Notification, bytes, out);
-        self.stopped(out)
-    }
-
-    fn stopped(&mut self, out: &mut Vec<Action>) -> State {
-        self.stats.last_reset = Some(ResetReason::Stopped);
-        out.push(Action::Close);
-        State::Idle { retry_at: None }
-    }
-
-    /// Tells the peer what it did wrong and ends the session.
-    fn violated(&mut self, error: ProtocolError, now: Instant, out: &mut Vec<Action>) -> State {
-        let bytes = message::notification(&Notification::from(&error));
-        self.send(MessageType::Notification, bytes, out);
-        self.fall(error.into(), Retry::BackOff, now, out)
-    }
-
-    fn fall(
-        &mut self,
-        reason: ResetReason,
-        retry: Retry,
-        now: Instant,
-        out: &mut Vec<Action>,
-    ) -> State {
-        self.stats.last_reset = Some(reason);
-        out.push(Action::Close);
-        let wait = match retry {
-            Retry::Unreachable => {
-                let longest = self.config.connect_time.unwrap_or(DEFAULT_CONNECT_TIME);
-                let step = usize::try_from(self.connect_failures).unwrap_or(usize::MAX);
-                self.connect_failures = self.connect_failures.saturating_add(1);
-                CONNECT_WAITS.get(step).copied().unwrap_or(longest).min(longest)
-            }
-            Retry::CleanClose => CLEAN_CLOSE_WAIT,
-            Retry::BackOff => {
-                // 2^6 s exceeds the longest wait already.
-                let doubled = Duration::from_secs(1 << self.session_failures.min(6));
-                self.session_failures = self.session_failures.saturating_add(1);
-                doubled.min(MAX_BACK_OFF)
-            }
-        };
-        State::Idle { retry_at: Some(now + self.jittered(wait)) }
     }
 
     /// RFC 4271 section 10: three quarters of a time to all of it.
@@ -675,47 +581,8 @@ impl Session {
     }
 }
 
-impl Established {
-    fn heard(&mut self, now: Instant) {
-        if let Some(hold_at) = &mut self.timers.hold_at {
-            *hold_at = now + self.negotiated.hold_time;
-        }
-    }
-}
-
-impl MessageCounts {
-    fn count(&mut self, kind: MessageType) {
-        let counter = match kind {
-            MessageType::Open => &mut self.open,
-            MessageType::Update => &mut self.update,
-            MessageType::Notification => &mut self.notification,
-            MessageType::Keepalive => &mut self.keepalive,
-            MessageType::RouteRefresh => &mut self.route_refresh,
-        };
-        *counter += 1;
-    }
-}
-
-impl Offer {
-    fn plainer(self) -> Self {
-        match self {
-            Self::All => Self::Essential,
-            Self::Essential | Self::Nothing => Self::Nothing,
-        }
-    }
-}
-
 fn is_due(deadline: Option<Instant>, now: Instant) -> bool {
     deadline.is_some_and(|at| at <= now)
-}
-
-/// A peer that comes up and leaves again and again is not in good order.
-fn clean_if_lasting(since: Instant, now: Instant) -> Retry {
-    if now.saturating_duration_since(since) >= MIN_ESTABLISHED {
-        Retry::CleanClose
-    } else {
-        Retry::BackOff
-    }
 }
 
 #[cfg(test)]

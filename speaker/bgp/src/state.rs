@@ -7,13 +7,13 @@ use std::{
 };
 
 use crate::{
-    Family, OpenError, SessionConfig, StateKind,
+    Family, Local, OpenError, SessionConfig, StateKind,
     capability::Capabilities,
+    established::Established,
     message::{Open, Reader},
-    rib_out::{NextHops, RibOut},
 };
 
-/// RFC 4271 section 8.2.2, without Active.
+/// RFC 4271 section 8.2.2.
 #[derive(Debug)]
 pub(crate) enum State {
     /// Stopped, where there is no time to try again.
@@ -23,6 +23,7 @@ pub(crate) enum State {
     Connect {
         give_up_at: Instant,
     },
+    Active,
     OpenSent {
         link: Link,
         give_up_at: Instant,
@@ -39,22 +40,7 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) reader: Reader,
-    pub(crate) next_hops: NextHops,
-}
-
-#[derive(Debug)]
-pub(crate) struct Established {
-    pub(crate) link: Link,
-    pub(crate) negotiated: Negotiated,
-    pub(crate) timers: Timers,
-    pub(crate) since: Instant,
-    pub(crate) rib_out: RibOut,
-    /// The last time that UPDATEs were sent.
-    pub(crate) flushed_at: Option<Instant>,
-    /// When to send what changed since; `None` where nothing did.
-    pub(crate) flush_at: Option<Instant>,
-    /// Families that the peer asked for again.
-    pub(crate) refresh: BTreeSet<Family>,
+    pub(crate) local: Local,
 }
 
 /// `None`: switched off by a hold time of 0.
@@ -69,6 +55,7 @@ impl State {
         match self {
             Self::Idle { .. } => StateKind::Idle,
             Self::Connect { .. } => StateKind::Connect,
+            Self::Active => StateKind::Active,
             Self::OpenSent { .. } => StateKind::OpenSent,
             Self::OpenConfirm { .. } => StateKind::OpenConfirm,
             Self::Established(_) => StateKind::Established,
@@ -78,7 +65,7 @@ impl State {
     /// The bytes of the connection, where there is one.
     pub(crate) fn reader(&mut self) -> Option<&mut Reader> {
         match self {
-            Self::Idle { .. } | Self::Connect { .. } => None,
+            Self::Idle { .. } | Self::Connect { .. } | Self::Active => None,
             Self::OpenSent { link, .. } | Self::OpenConfirm { link, .. } => Some(&mut link.reader),
             Self::Established(established) => Some(&mut established.link.reader),
         }
@@ -87,17 +74,16 @@ impl State {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self {
             Self::Idle { retry_at } => *retry_at,
+            Self::Active => None,
             Self::Connect { give_up_at } | Self::OpenSent { give_up_at, .. } => Some(*give_up_at),
             Self::OpenConfirm { timers, .. } => timers.deadline(),
-            Self::Established(established) => {
-                established.timers.deadline().into_iter().chain(established.flush_at).min()
-            }
+            Self::Established(established) => established.deadline(),
         }
     }
 }
 
 impl Timers {
-    fn deadline(self) -> Option<Instant> {
+    pub(crate) fn deadline(self) -> Option<Instant> {
         self.hold_at.into_iter().chain(self.keepalive_at).min()
     }
 }
@@ -121,8 +107,23 @@ pub struct Negotiated {
     pub route_refresh: bool,
     /// Both sides know the markers of RFC 7313.
     pub enhanced_route_refresh: bool,
-    /// The restart time that the peer offers (RFC 4724). Nothing acts on it yet.
-    pub peer_restart_time: Option<Duration>,
+    /// IPv4 routes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// Both sides know graceful restart (RFC 4724): the peer keeps our routes while we are away.
+    pub graceful_restart: Option<NegotiatedRestart>,
+}
+
+/// Graceful restart as agreed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NegotiatedRestart {
+    /// How long the peer keeps our routes.
+    pub restart_time: Duration,
+    /// The restart time of the peer, which nothing depends on: we keep no routes.
+    pub peer_restart_time: Duration,
+    /// The peer has restarted.
+    pub peer_restarted: bool,
+    /// Both sides set N: a NOTIFICATION or an expired hold timer ends no route (RFC 8538).
+    pub notification: bool,
 }
 
 /// RFC 4271 section 4.4.
@@ -156,25 +157,57 @@ impl Negotiated {
             return Err(OpenError::missing_families(offered));
         }
         let hold_time = Duration::from_secs(proposed_hold_time(config).min(open.hold_time).into());
-        let third = hold_time / 3;
+        let restart =
+            ours.graceful_restart.as_ref().zip(open.capabilities.graceful_restart.as_ref());
         Ok(Self {
             peer_asn,
             peer_router_id: open.identifier,
             hold_time,
-            keepalive_time: config
-                .keepalive_time
-                .unwrap_or(third)
-                .min(third)
-                .max(MIN_KEEPALIVE_TIME),
+            keepalive_time: keepalive_time(config, hold_time),
             families,
             four_octet_as: ours.four_octet_as.is_some()
                 && open.capabilities.four_octet_as.is_some(),
             route_refresh: ours.route_refresh && open.capabilities.route_refresh,
             enhanced_route_refresh: ours.enhanced_route_refresh
                 && open.capabilities.enhanced_route_refresh,
-            peer_restart_time: open.capabilities.restart_time,
+            extended_next_hop: ours.extended_next_hop && open.capabilities.extended_next_hop,
+            graceful_restart: restart.map(|(ours, theirs)| NegotiatedRestart {
+                restart_time: ours.restart_time,
+                peer_restart_time: theirs.restart_time,
+                peer_restarted: theirs.restarted,
+                notification: ours.notification && theirs.notification,
+            }),
         })
     }
+
+    /// What was agreed on, in the words of an operator.
+    pub fn capabilities(&self) -> Vec<String> {
+        let families = self.families.iter().map(Family::to_string);
+        let others = [
+            (self.four_octet_as, "four-octet AS numbers"),
+            (self.route_refresh, "route refresh"),
+            (self.enhanced_route_refresh, "enhanced route refresh"),
+            (self.extended_next_hop, "extended next hop"),
+            (self.graceful_restart.is_some(), "graceful restart"),
+            (
+                self.graceful_restart.is_some_and(|restart| restart.notification),
+                "graceful restart with NOTIFICATIONs",
+            ),
+        ];
+        let others = others.into_iter().filter(|(agreed, _)| *agreed);
+        families.chain(others.map(|(_, name)| name.to_owned())).collect()
+    }
+
+    /// Whether only a Hard Reset ends our routes at the peer.
+    pub(crate) fn needs_hard_reset(&self) -> bool {
+        self.graceful_restart.is_some_and(|restart| restart.notification)
+    }
+}
+
+/// Between two KEEPALIVEs, before jitter.
+pub(crate) fn keepalive_time(config: &SessionConfig, hold_time: Duration) -> Duration {
+    let third = hold_time / 3;
+    config.keepalive_time.unwrap_or(third).min(third).max(MIN_KEEPALIVE_TIME)
 }
 
 /// The hold time of our OPEN in seconds: 0 or at least 3.

@@ -16,6 +16,7 @@ mod series;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ownership::{Asking, Heard, Mac};
@@ -24,7 +25,7 @@ use pnet::util::MacAddr;
 use self::ask::Questions;
 use self::groups::Groups;
 use self::limits::Limits;
-use self::series::Series;
+use self::series::{Audience, Series};
 pub use crate::ethernet::Ignored;
 use crate::interface::{Interface, InterfaceIndex, InterfaceMatch};
 use crate::ndp;
@@ -128,6 +129,8 @@ pub struct Counters {
     pub ignored: BTreeMap<Ignored, u64>,
     /// Frames sent to ask for addresses.
     pub probes_sent: u64,
+    /// Multicast listener reports sent.
+    pub reports_sent: u64,
 }
 
 /// The counters of one address.
@@ -151,6 +154,8 @@ pub struct Announcer {
     macs: BTreeSet<MacAddr>,
     /// Candidates and owned addresses.
     addresses: BTreeMap<IpAddr, Address>,
+    /// One copy of each that an address has.
+    stations: BTreeSet<Arc<Stations>>,
     owned: BTreeSet<IpAddr>,
     groups: Groups,
     series: Series,
@@ -167,6 +172,7 @@ impl Announcer {
             interfaces: BTreeMap::new(),
             macs: BTreeSet::new(),
             addresses: BTreeMap::new(),
+            stations: BTreeSet::new(),
             owned: BTreeSet::new(),
             groups: Groups::default(),
             series: Series::new(settings),
@@ -181,8 +187,13 @@ impl Announcer {
     pub fn handle(&mut self, event: Event<'_>, now: Instant) -> Vec<Action> {
         match event {
             Event::Candidates(changes) => {
+                let many = changes.len() > self.addresses.len();
                 for (address, on) in changes {
                     self.set_candidate(address, on, now);
+                }
+                if many {
+                    // What came in order has filled the nodes of the tree to a half.
+                    self.addresses = std::mem::take(&mut self.addresses).into_iter().collect();
                 }
             }
             Event::Own(addresses) => {
@@ -309,28 +320,37 @@ impl Announcer {
         for address in addresses {
             self.place(address, now);
         }
+        self.stations.retain(|stations| Arc::strong_count(stations) > 1);
     }
 
     /// Brings an address's stations, groups and series in line with where it belongs now. A series
     /// starts wherever an owned address has a new station, and ends where it has none any more.
     fn place(&mut self, address: IpAddr, now: Instant) {
         let Some(known) = self.addresses.get_mut(&address) else { return };
-        let stations: BTreeMap<_, _> = known
+        let stations: Stations = known
             .on
             .iter()
             .flat_map(|on| on.places(address, self.interfaces.values()))
             .map(|interface| (interface.index, MacAddr::from(interface.mac)))
             .collect();
-        if stations == known.stations {
+        if stations == *known.stations {
             return;
         }
+        let stations = match self.stations.get(&stations) {
+            Some(same) => Arc::clone(same),
+            None => {
+                let new = Arc::new(stations);
+                self.stations.insert(Arc::clone(&new));
+                new
+            }
+        };
         let before = std::mem::replace(&mut known.stations, stations);
         let owned = self.owned.contains(&address);
         for &interface in before.keys().filter(|index| !known.stations.contains_key(index)) {
             self.groups.release(address, interface);
             self.series.end(address, interface);
         }
-        for (&interface, station) in &known.stations {
+        for (&interface, station) in &*known.stations {
             if !before.contains_key(&interface) {
                 self.groups.hold(address, interface);
             }
@@ -340,7 +360,6 @@ impl Announcer {
         }
     }
 
-    /// Begins the series of an owned address wherever it belongs.
     /// How much an owned address is asked for, and where it is announced.
     fn announced(&self, address: IpAddr) -> Option<(u64, Vec<InterfaceIndex>)> {
         let known = self.addresses.get(&address).filter(|_| self.owned.contains(&address))?;
@@ -356,7 +375,12 @@ impl Announcer {
                 interface: due.interface,
                 frame: series::gratuitous_frame(interface, due.address, due.form),
             });
-            self.counters.addresses.entry(due.address).or_default().gratuitous_sent += 1;
+            match due.audience() {
+                Audience::Neighbors => {
+                    self.counters.addresses.entry(due.address).or_default().gratuitous_sent += 1;
+                }
+                Audience::Switches => self.counters.reports_sent += 1,
+            }
         }
     }
 
@@ -375,6 +399,9 @@ enum Heeding {
     AsBefore,
 }
 
+/// Where an address is announced, and as which station. There are few, and thousands of addresses.
+type Stations = BTreeMap<InterfaceIndex, MacAddr>;
+
 /// A candidate or an owned address.
 #[derive(Debug, Default)]
 struct Address {
@@ -382,7 +409,7 @@ struct Address {
     /// `None` until it has been a candidate.
     on: Option<InterfaceMatch>,
     /// Where it would be announced now, and as which station.
-    stations: BTreeMap<InterfaceIndex, MacAddr>,
+    stations: Arc<Stations>,
     /// Requests for it that were seen, whoever was to answer.
     requests: u64,
     watch: Watch,

@@ -1,7 +1,7 @@
 //! The interfaces of a node, as far as answering for an address is concerned.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -49,8 +49,8 @@ impl Interface {
 pub enum InterfaceMatch {
     /// Those with a subnet that holds the address; every interface if none has.
     All,
-    /// Those of these names.
-    Only(BTreeSet<String>),
+    /// Those of these names. Thousands of addresses have the same.
+    Only(Arc<[String]>),
 }
 
 impl InterfaceMatch {

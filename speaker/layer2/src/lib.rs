@@ -11,6 +11,7 @@ pub mod interface;
 
 mod arp;
 mod ethernet;
+mod mld;
 mod ndp;
 mod pace;
 
@@ -19,11 +20,12 @@ pub use interface::{Interface, InterfaceIndex, InterfaceMatch};
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{sync::OnceLock, time::Instant};
 
-    /// An instant to count from.
+    /// An instant to count from, the same in one process: no test may depend on how long it takes.
     #[expect(clippy::disallowed_methods, reason = "where a test's own time starts")]
     pub(crate) fn epoch() -> Instant {
-        Instant::now()
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        *EPOCH.get_or_init(Instant::now)
     }
 }

@@ -200,7 +200,7 @@ fn link_layer_option(kind: NdpOptionType, station: MacAddr) -> [u8; 8] {
 }
 
 /// The station address of a group (RFC 2464 section 7).
-fn group_station(group: Ipv6Addr) -> MacAddr {
+pub(crate) fn group_station(group: Ipv6Addr) -> MacAddr {
     let [.., a, b, c, d] = group.octets();
     MacAddr::new(0x33, 0x33, a, b, c, d)
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::claim::rank;
 use crate::life::Phase;
 use crate::timers::Due;
-use crate::{Action, Asking, Cause, ConflictProbe, Heard, Mac, Ownership};
+use crate::{Action, Asking, Cause, ConflictProbe, Heard, Mac, Ownership, Stranger};
 
 /// When an address is asked for again for which another node answered, at the least: with thousands
 /// of them the segment is asked for one each millisecond.
@@ -31,6 +31,13 @@ const CALM: Duration = Duration::from_secs(60);
 
 /// How often an address is defended (RFC 5227 section 1.1, DEFEND_INTERVAL).
 const DEFENCE: Duration = Duration::from_secs(10);
+
+/// Who spoke, and where that was heard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Station<'a> {
+    pub(crate) mac: Mac,
+    pub(crate) interface: &'a str,
+}
 
 impl Ownership {
     /// Claims again at once what an earlier life of this node held, if it is still free.
@@ -114,27 +121,39 @@ impl Ownership {
     }
 
     /// A station spoke of an address.
-    pub(crate) fn hear(&mut self, address: IpAddr, mac: Mac, form: Heard, now: Instant) {
+    pub(crate) fn hear(
+        &mut self,
+        address: IpAddr,
+        station: Station<'_>,
+        form: Heard,
+        now: Instant,
+    ) {
         if form == Heard::Has && self.isolation.hear_answer(address) {
             return;
         }
         let Some(entry) = self.addresses.get(&address) else { return };
         match entry.phase {
-            Phase::Probing => self.hear_while_probing(address, mac, form, now),
+            Phase::Probing => self.hear_while_probing(address, station, form, now),
             Phase::Owner | Phase::Offering(_) if form == Heard::Has => {
-                self.hear_while_owning(address, mac, now);
+                self.hear_while_owning(address, station, now);
             }
             Phase::Owner | Phase::Offering(_) => {}
-            Phase::Idle if form == Heard::Has => self.note_proof(address, Some(mac), now),
+            Phase::Idle if form == Heard::Has => self.note_proof(address, Some(station.mac), now),
             Phase::Idle => {}
         }
     }
 
-    fn hear_while_probing(&mut self, address: IpAddr, mac: Mac, form: Heard, now: Instant) {
+    fn hear_while_probing(
+        &mut self,
+        address: IpAddr,
+        station: Station<'_>,
+        form: Heard,
+        now: Instant,
+    ) {
         let first = self.table.best(address).is_none();
         let vacancies = u32::try_from(self.estate.vacancies()).unwrap_or(u32::MAX);
         let again = VETO.max(VETO_PACE.saturating_mul(vacancies));
-        match (self.peers.node_of(mac).cloned(), form) {
+        match (self.peers.node_of(station.mac).cloned(), form) {
             (Some(node), Heard::Has) => {
                 self.outbox.rows.entry(node).or_default().insert(address);
                 self.veto(address, again, now);
@@ -146,23 +165,27 @@ impl Ownership {
             }
             (None, Heard::Has | Heard::Probes) if first => {
                 self.veto(address, CONFLICT, now);
-                self.set_conflict(address, mac);
+                self.set_conflict(address, station);
             }
-            (None, Heard::Has) => self.bear_foreign(address, mac, now),
+            (None, Heard::Has) => self.bear_foreign(address, station, now),
             (None, Heard::Probes) => {}
         }
     }
 
-    fn set_conflict(&mut self, address: IpAddr, mac: Mac) {
+    fn set_conflict(&mut self, address: IpAddr, station: Station<'_>) {
         if let Some(entry) = self.addresses.get_mut(&address) {
-            entry.conflict = Some(mac);
+            let Station { mac, interface } = station;
+            // Where two interfaces are on one segment it is heard on both.
+            if entry.conflict.as_ref().is_none_or(|stranger| stranger.mac != mac) {
+                entry.conflict = Some(Stranger { mac, interface: interface.into() });
+            }
             self.outbox.touched.insert(address);
         }
     }
 
     /// A foreign station has an address that this cluster held: it may be a mistake of theirs, or
     /// an answer that is out of date; but not for ever.
-    fn bear_foreign(&mut self, address: IpAddr, mac: Mac, now: Instant) {
+    fn bear_foreign(&mut self, address: IpAddr, station: Station<'_>, now: Instant) {
         let Some(entry) = self.addresses.get_mut(&address) else { return };
         entry.foreign_vetoes = entry.foreign_vetoes.saturating_add(1);
         if entry.foreign_vetoes <= FOREIGN_VETOES {
@@ -171,7 +194,7 @@ impl Ownership {
         let cause = entry.vacancy.map_or(Cause::Death, |vacancy| vacancy.cause);
         self.outbox.asks.push(Action::StopAsking(address));
         self.claim(address, cause, now);
-        self.hear_while_owning(address, mac, now);
+        self.hear_while_owning(address, station, now);
     }
 
     fn veto(&mut self, address: IpAddr, pause: Duration, now: Instant) {
@@ -185,11 +208,11 @@ impl Ownership {
         }
     }
 
-    fn hear_while_owning(&mut self, address: IpAddr, mac: Mac, now: Instant) {
-        if let Some(node) = self.peers.node_of(mac).cloned() {
+    fn hear_while_owning(&mut self, address: IpAddr, station: Station<'_>, now: Instant) {
+        if let Some(node) = self.peers.node_of(station.mac).cloned() {
             return self.correct(&node, address, now);
         }
-        self.set_conflict(address, mac);
+        self.set_conflict(address, station);
         self.timers.arm(address, Due::Calm, now + CALM);
         if let Some(entry) = self.addresses.get_mut(&address)
             && entry.defend_from.is_none_or(|from| from <= now)

@@ -125,27 +125,18 @@ impl Ownership {
     /// To whom the next beat goes.
     fn audience(&mut self, now: Instant) -> Vec<NodeName> {
         let loud = now < self.rhythm.loud_until || !self.peers.in_ring();
-        let all = self.peers.all().map(|(name, _)| name);
         if loud {
-            return all.cloned().collect();
+            return self.peers.all().map(|(name, _)| name.clone()).collect();
         }
-        let mut audience: Vec<_> =
-            all.filter(|name| self.peers.watches_me(name)).cloned().collect();
+        let mut audience = self.peers.watchers();
         audience.extend(self.knock());
         audience
     }
 
     /// The next of those that are not heard, in turn.
     fn knock(&mut self) -> Vec<NodeName> {
-        let silent: Vec<_> = self
-            .peers
-            .all()
-            .filter(|(_, peer)| peer.living().is_none())
-            .map(|(name, _)| name.clone())
-            .collect();
-        let place = silent.partition_point(|name| Some(name) <= self.rhythm.knocked.as_ref());
-        let (before, after) = silent.split_at(place);
-        let next: Vec<_> = after.iter().chain(before).take(KNOCKS).cloned().collect();
+        let silent = self.peers.silent_after(self.rhythm.knocked.as_ref());
+        let next: Vec<_> = silent.take(KNOCKS).cloned().collect();
         self.rhythm.knocked = next.last().cloned();
         next
     }

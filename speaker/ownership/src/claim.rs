@@ -60,7 +60,22 @@ impl Claim {
 /// The place of a node for an address when neither preference nor load decides, smaller first: the
 /// SHA-256 of node, "#" and address, by which MetalLB elects.
 pub fn rank(node: &str, address: IpAddr) -> [u8; 32] {
-    Sha256::digest(format!("{node}#{address}")).into()
+    Ranks::of(address).rank(node)
+}
+
+/// The ranks of nodes for one address. To write the address takes as long as to hash it.
+pub(crate) struct Ranks {
+    suffix: String,
+}
+
+impl Ranks {
+    pub(crate) fn of(address: IpAddr) -> Self {
+        Self { suffix: format!("#{address}") }
+    }
+
+    pub(crate) fn rank(&self, node: &str) -> [u8; 32] {
+        Sha256::new().chain_update(node).chain_update(&self.suffix).finalize().into()
+    }
 }
 
 pub(crate) fn hash_of_name(name: &str) -> u64 {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
+use crate::asking::Station;
 use crate::beats::Rhythm;
 use crate::estate::Estate;
 use crate::home::Home;
@@ -106,7 +107,9 @@ impl Ownership {
             Event::Stations(stations) => self.set_stations(stations, now),
             Event::Gateways(gateways) => self.isolation.set_gateways(gateways),
             Event::Datagram { from, payload } => self.receive(from, payload, now),
-            Event::Heard { address, mac, form } => self.hear(address, mac, form, now),
+            Event::Heard { address, interface, mac, form } => {
+                self.hear(address, Station { mac, interface }, form, now);
+            }
             Event::Silence(address) => self.hear_nothing(address, now),
             Event::Leave => self.leave(now),
         }
@@ -182,6 +185,10 @@ impl Ownership {
         for (address, candidates) in view.addresses {
             self.want(address, candidates, now);
         }
+        if view.extent == Extent::Whole {
+            // What came in order has filled the nodes of the tree to a half.
+            self.addresses = std::mem::take(&mut self.addresses).into_iter().collect();
+        }
         self.resume(now);
     }
 
@@ -250,6 +257,7 @@ impl Ownership {
             }
         }
         self.choose_successors(now);
+        self.consider_deposing(now);
         self.report(now)
     }
 

@@ -4,9 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::Cause;
+use crate::{Candidates, Cause};
 
 /// For how long after its loss an address is dealt with the others, taken or not.
 const WAVE: Duration = Duration::from_secs(2);
@@ -20,6 +21,10 @@ pub(crate) struct Estate {
     /// In the order in which they are dealt.
     order: BTreeSet<(Wave, IpAddr)>,
     vacant: BTreeSet<IpAddr>,
+    /// Those among the vacant that are not dealt yet because candidates are waited for, each with
+    /// the number of its queue.
+    waiting: BTreeMap<IpAddr, usize>,
+    queues: BTreeMap<usize, Queue>,
     ends: BTreeSet<(Instant, IpAddr)>,
     replan: bool,
 }
@@ -30,6 +35,14 @@ struct Member {
     wave: Wave,
     /// When it is dealt no more; `None` while it is vacant.
     ends: Option<Instant>,
+}
+
+/// Addresses that wait for the same candidates. Its number is where those are kept in memory: the
+/// order of queues decides nothing.
+#[derive(Debug)]
+struct Queue {
+    wanted: Arc<Candidates>,
+    addresses: BTreeSet<IpAddr>,
 }
 
 /// Those that lost their owners are dealt together, whichever died first: not all speakers hear
@@ -56,8 +69,43 @@ impl Estate {
         self.replan = true;
     }
 
+    /// A vacant address is not to be dealt before [`end_wait`](Self::end_wait).
+    pub(crate) fn wait(&mut self, address: IpAddr, wanted: &Arc<Candidates>) {
+        self.end_wait(address);
+        let number = Arc::as_ptr(wanted).addr();
+        let new = || Queue { wanted: Arc::clone(wanted), addresses: BTreeSet::new() };
+        self.queues.entry(number).or_insert_with(new).addresses.insert(address);
+        self.waiting.insert(address, number);
+    }
+
+    pub(crate) fn end_wait(&mut self, address: IpAddr) {
+        let Some(number) = self.waiting.remove(&address) else { return };
+        if let Some(queue) = self.queues.get_mut(&number) {
+            queue.addresses.remove(&address);
+            if queue.addresses.is_empty() {
+                self.queues.remove(&number);
+            }
+        }
+    }
+
+    pub(crate) fn waits(&self, address: IpAddr) -> bool {
+        self.waiting.contains_key(&address)
+    }
+
+    /// What is waited for.
+    pub(crate) fn awaited(&self) -> Vec<Arc<Candidates>> {
+        self.queues.values().map(|queue| Arc::clone(&queue.wanted)).collect()
+    }
+
+    /// Those that wait for these candidates.
+    pub(crate) fn waiting_for(&self, wanted: &Arc<Candidates>) -> Vec<IpAddr> {
+        let queue = self.queues.get(&Arc::as_ptr(wanted).addr());
+        queue.into_iter().flat_map(|queue| &queue.addresses).copied().collect()
+    }
+
     pub(crate) fn find(&mut self, address: IpAddr, cause: Cause, now: Instant) {
         self.vacant.remove(&address);
+        self.end_wait(address);
         let Some(member) = self.members.get_mut(&address) else { return };
         let ends = if cause == Cause::First { now + FIRST } else { member.lost + WAVE };
         member.ends = Some(ends);
@@ -66,6 +114,7 @@ impl Estate {
 
     pub(crate) fn drop(&mut self, address: IpAddr) {
         self.vacant.remove(&address);
+        self.end_wait(address);
         let Some(member) = self.members.remove(&address) else { return };
         self.order.remove(&(member.wave, address));
         if let Some(ends) = member.ends {
@@ -78,8 +127,18 @@ impl Estate {
         self.vacant.iter().copied()
     }
 
+    /// Those of some addresses that nobody holds.
+    pub(crate) fn vacant_among(&self, addresses: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        self.vacant.intersection(addresses).copied().collect()
+    }
+
     pub(crate) fn vacancies(&self) -> usize {
         self.vacant.len()
+    }
+
+    /// Whether there is anything to deal.
+    pub(crate) fn is_open(&self) -> bool {
+        self.vacant.len() > self.waiting.len()
     }
 
     /// All that are dealt out now.
@@ -118,5 +177,31 @@ mod tests {
         estate.find(address(8), Cause::Death, at(2030));
         estate.find(address(4), Cause::First, at(2030));
         assert!(estate.deal(at(2031)).is_empty(), "nothing is vacant");
+    }
+    #[test]
+    fn what_waits_for_the_same_candidates_waits_together() {
+        #[expect(clippy::disallowed_methods, reason = "where a test's own time starts")]
+        let now = Instant::now();
+        let address = |n| IpAddr::from([192, 0, 2, n]);
+        let (one, other) = (Arc::new(Candidates::default()), Arc::new(Candidates::default()));
+        let mut estate = Estate::default();
+        for n in 1..=4 {
+            estate.lose(address(n), Cause::First, now);
+            estate.wait(address(n), if n < 4 { &one } else { &other });
+        }
+        assert!(!estate.is_open(), "all wait");
+        assert_eq!(estate.awaited().len(), 2);
+        estate.wait(address(3), &other);
+        assert_eq!(estate.waiting_for(&one), [1, 2].map(address));
+        assert_eq!(estate.waiting_for(&other), [3, 4].map(address));
+        estate.find(address(4), Cause::First, now);
+        estate.end_wait(address(3));
+        assert!(estate.is_open() && !estate.waits(address(3)) && estate.waits(address(1)));
+        assert!(estate.waiting_for(&other).is_empty());
+        estate.drop(address(1));
+        estate.drop(address(2));
+        assert!(estate.awaited().is_empty());
+        let claimed = [2, 3, 4].map(address).into();
+        assert_eq!(estate.vacant_among(&claimed), [address(3)]);
     }
 }

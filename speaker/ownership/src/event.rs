@@ -26,6 +26,8 @@ pub enum Event<'a> {
     Heard {
         /// Which.
         address: IpAddr,
+        /// The name of the interface that it was heard on.
+        interface: &'a str,
         /// The station.
         mac: Mac,
         /// What it said.
@@ -93,7 +95,7 @@ pub enum Asking {
 }
 
 /// What is known of an address on this node, for people.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct AddressState {
     /// Who answers, as far as is known here.
     pub owner: Option<NodeName>,
@@ -103,13 +105,22 @@ pub struct AddressState {
     pub epoch: u64,
     /// A station that is no cluster node's has the address; while this node does not own it, it
     /// is not announced for that reason.
-    pub conflict: Option<Mac>,
+    pub conflict: Option<Stranger>,
     /// Whether the answer was seen on the wire. Of interest where this node is the owner.
     pub proof: Proof,
 }
 
+/// A station that is no cluster node's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Stranger {
+    /// Which.
+    pub mac: Mac,
+    /// The interface that it was heard on first.
+    pub interface: Box<str>,
+}
+
 /// How far a node is with an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
     /// It is another's, or nobody's that this node could take.
     Idle,
@@ -136,7 +147,7 @@ impl Stage {
 }
 
 /// What another speaker saw when it asked the segment for an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Proof {
     /// Nobody has asked yet.
     NotYet,

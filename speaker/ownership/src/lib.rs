@@ -14,7 +14,7 @@
 //! | `core` | the parts, and the order of a step |
 //! | `message` | the datagrams |
 //! | `table`, `claim` | what is claimed by whom, which claim is stronger, whether tables differ |
-//! | `peers`, `peer`, `ring` | who lives, by whose word |
+//! | `peers`, `peer`, `ring`, `roll` | who lives, by whose word |
 //! | `receive`, `beats`, `repair` | what goes to and comes from the peers |
 //! | `life`, `asking`, `timers` | one address: vacant, asked for, owned, given up |
 //! | `placement`, `place`, `estate`, `spread` | which node is to have which address |
@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub use self::core::Ownership;
 pub use claim::{Claim, rank};
 pub use counters::{Cause, Counters, LATENESS_BOUNDS, Lateness};
-pub use event::{Action, AddressState, Asking, Event, Heard, Proof, Stage};
+pub use event::{Action, AddressState, Asking, Event, Heard, Proof, Stage, Stranger};
 pub use place::place;
 pub use settings::{ConflictProbe, Memory, Profile, Settings};
 pub use view::{Candidates, Extent, View};
@@ -55,6 +55,7 @@ mod proof;
 mod receive;
 mod repair;
 mod ring;
+mod roll;
 mod settings;
 mod spread;
 mod start;

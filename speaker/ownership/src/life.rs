@@ -12,7 +12,7 @@ use crate::message::{Flags, Occasion};
 use crate::offer::Offer;
 use crate::table::Taken;
 use crate::timers::Due;
-use crate::{Candidates, Cause, Claim, Mac, NodeName, Ownership, Proof, Stage};
+use crate::{Candidates, Cause, Claim, NodeName, Ownership, Proof, Stage, Stranger};
 
 /// How long those that still want an address leave it to those that know better: whoever gave it
 /// up had a newer view.
@@ -31,7 +31,7 @@ pub(crate) struct Address {
     pub(crate) phase: Phase,
     /// `None` while somebody holds it.
     pub(crate) vacancy: Option<Vacancy>,
-    pub(crate) conflict: Option<Mac>,
+    pub(crate) conflict: Option<Stranger>,
     pub(crate) proof: Proof,
     /// How often and until when its owner was deposed here.
     pub(crate) deposed: Option<(u32, Instant)>,
@@ -164,6 +164,9 @@ impl Ownership {
         };
         entry.wanted = wanted;
         if !same {
+            if let Some(wanted) = entry.wanted.as_ref().filter(|_| self.estate.waits(address)) {
+                self.estate.wait(address, wanted);
+            }
             if !self.addresses.get(&address).is_some_and(|entry| self.may_hold(entry)) {
                 self.stop_probing(address);
             }
@@ -189,7 +192,7 @@ impl Ownership {
         } else {
             self.settle_free(address, holder.as_ref(), now);
         }
-        self.note_unfit(address, now);
+        self.note_unfit(address);
     }
 
     fn settle_held(&mut self, address: IpAddr, holder: Option<&Claim>, now: Instant) {
@@ -198,7 +201,7 @@ impl Ownership {
         if entry.wanted.as_ref().is_none_or(|wanted| wanted.nodes.is_empty()) {
             return self.release(address, now);
         }
-        let offering = matches!(entry.phase, Phase::Offering(_));
+        let (offering, raises) = (matches!(entry.phase, Phase::Offering(_)), entry.raises);
         match holder {
             Some(claim) if claim.owner != self.settings.me && offering => {
                 self.await_stop(address, now);
@@ -207,14 +210,14 @@ impl Ownership {
             Some(claim) if claim.owner != self.settings.me => {
                 return self.yield_to(address, claim, now);
             }
-            Some(_) | None => self.timers.disarm(address, Due::Stop),
+            Some(_) | None => self.stop_no_more(address),
         }
         if self.table.best(address).is_some_and(|best| self.is_mine(best)) {
             self.timers.disarm(address, Due::Raise);
         } else {
             // Two that are heard by a third, but not by each other, are not to outbid each other
             // at every beat.
-            let patience = self.settings.profile.interval * (2 << entry.raises.min(MAX_RAISES));
+            let patience = self.settings.profile.interval * (2 << raises.min(MAX_RAISES));
             self.timers.arm_once(address, Due::Raise, now + patience);
         }
         self.settle_departure(address, now);
@@ -257,6 +260,9 @@ impl Ownership {
             entry.vacancy = Some(Vacancy { cause, since: now, ready, not_before: None });
             entry.proof = Proof::NotYet;
             self.estate.lose(address, cause, now);
+            if let Some(wanted) = entry.wanted.as_ref().filter(|_| ready.is_none()) {
+                self.estate.wait(address, wanted);
+            }
         }
     }
 

@@ -102,8 +102,10 @@ impl Ownership {
 
     /// Whether nothing is left; true once.
     pub(crate) fn has_left(&mut self) -> bool {
-        let nothing = self.table.load(&self.settings.me) == 0 && self.farewells.is_empty();
-        nothing && self.leaving && !std::mem::replace(&mut self.left, true)
+        self.leaving
+            && self.farewells.is_empty()
+            && self.table.load(&self.settings.me) == 0
+            && !std::mem::replace(&mut self.left, true)
     }
 
     /// Whether what is held is handed over, or kept after all.
@@ -277,6 +279,14 @@ impl Ownership {
         self.timers.disarm(address, Due::GiveUp);
         self.farewells.open.remove(&address);
         self.timers.arm_once(address, Due::Stop, now + OVERLAP);
+    }
+
+    /// Whoever claimed it has given it up again, before this node stopped: it is still this node's,
+    /// and handed over anew if that is still wanted.
+    pub(crate) fn stop_no_more(&mut self, address: IpAddr) {
+        if self.timers.is_armed(address, Due::Stop) {
+            self.keep(address);
+        }
     }
 
     /// Stops answering for what another claims now.

@@ -118,7 +118,7 @@ impl Ownership {
             owner: self.table.holder(address).cloned(),
             stage: self.stage(entry),
             epoch: self.table.best(address).map_or(0, |claim| claim.epoch),
-            conflict: entry.conflict,
+            conflict: entry.conflict.clone(),
             proof: entry.proof.clone(),
         })
     }

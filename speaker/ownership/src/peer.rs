@@ -12,16 +12,24 @@ const DEPARTURES: usize = 3;
 
 #[derive(Debug)]
 pub(crate) struct Peer {
+    /// As it is shared by all that speak of it.
+    pub(crate) name: NodeName,
     pub(crate) tag: Tag,
     /// As it said last; kept after its death: it may answer for addresses even so.
     pub(crate) stations: BTreeMap<String, Mac>,
     /// `None` until it has been heard, or heard of.
     pub(crate) life: Option<Life>,
-    /// When its greetings are answered again.
-    pub(crate) greet_from: Option<Instant>,
-    /// When its outdated claims are answered again.
-    pub(crate) correct_from: Option<Instant>,
+    pub(crate) paces: Paces,
     pub(crate) departures: VecDeque<Instant>,
+}
+
+/// How soon a peer is answered again.
+#[derive(Debug, Default)]
+pub(crate) struct Paces {
+    /// Its greetings.
+    pub(crate) greet_from: Option<Instant>,
+    /// Its outdated claims.
+    pub(crate) correct_from: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -83,13 +91,13 @@ pub(crate) enum News {
 }
 
 impl Peer {
-    pub(crate) fn new(tag: Tag) -> Self {
+    pub(crate) fn new(name: NodeName, tag: Tag) -> Self {
         Self {
+            name,
             tag,
             stations: BTreeMap::new(),
             life: None,
-            greet_from: None,
-            correct_from: None,
+            paces: Paces::default(),
             departures: VecDeque::new(),
         }
     }
@@ -117,9 +125,14 @@ impl Peer {
         }
     }
 
+    /// So many departures that it is unsteady if they were not long ago.
+    pub(crate) fn is_restless(&self) -> bool {
+        self.departures.len() > DEPARTURES
+    }
+
     /// Too many departures, the first of them not long ago; the penalty runs from the last.
     pub(crate) fn is_unsteady(&self, now: Instant) -> bool {
-        self.departures.len() > DEPARTURES
+        self.is_restless()
             && self.departures.front().zip(self.departures.back()).is_some_and(|(first, last)| {
                 last.duration_since(*first) < UNSTEADY && *last + UNSTEADY > now
             })

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::claim::hash_of_name;
 use crate::message::{Age, Beat, Flags, Notice, Tag};
-use crate::peer::{Change, Heartbeat, Life, News, Peer, Verdict};
+use crate::peer::{Change, Heartbeat, Life, News, Paces, Peer, Verdict};
 use crate::ring::Ring;
+use crate::roll::{Entry, Roll};
 use crate::{Claim, Mac, NodeName, Profile};
 
 /// In clusters of at most so many nodes everybody hears everybody.
@@ -31,12 +32,21 @@ pub(crate) struct Peers {
     incarnation: u64,
     profile: Profile,
     known: BTreeMap<NodeName, Peer>,
+    /// Kept true by `amend`, through which all changes of a peer go.
+    roll: Roll,
     ring: Ring,
 }
 
 impl Peers {
     pub(crate) fn new(me: NodeName, incarnation: u64, profile: Profile) -> Self {
-        Self { me, incarnation, profile, known: BTreeMap::new(), ring: Ring::default() }
+        Self {
+            me,
+            incarnation,
+            profile,
+            known: BTreeMap::new(),
+            roll: Roll::default(),
+            ring: Ring::default(),
+        }
     }
 
     /// How long a peer may be silent.
@@ -48,13 +58,8 @@ impl Peers {
         self.known.get(name)
     }
 
-    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Peer> {
-        self.known.get_mut(name)
-    }
-
-    /// The name as it is kept, shared by all that speak of this peer.
-    pub(crate) fn name(&self, name: &str) -> Option<&NodeName> {
-        self.known.get_key_value(name).map(|(name, _)| name)
+    pub(crate) fn paces(&mut self, name: &str) -> Option<&mut Paces> {
+        Some(&mut self.known.get_mut(name)?.paces)
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = (&NodeName, &Peer)> {
@@ -83,17 +88,32 @@ impl Peers {
     }
 
     pub(crate) fn add(&mut self, name: NodeName) {
-        self.known.entry(name).or_insert_with_key(|name| Peer::new(tag(name)));
+        if !self.known.contains_key(&name) {
+            let peer = Peer::new(name.clone(), tag(&name));
+            self.roll.file(&name, None, Some(Entry::of(&peer)));
+            self.known.insert(name, peer);
+        }
     }
 
     pub(crate) fn remove(&mut self, name: &str) -> Option<Peer> {
-        self.known.remove(name)
+        let peer = self.known.remove(name)?;
+        self.roll.file(&peer.name, Some(Entry::of(&peer)), None);
+        self.roll.move_stations(&peer.name, &peer.stations, &BTreeMap::new());
+        Some(peer)
     }
 
-    /// The node that a station belongs to, dead or alive.
+    /// Changes what is known of a peer; `None` if there is no such peer.
+    fn amend<R>(&mut self, name: &str, change: impl FnOnce(&mut Peer) -> R) -> Option<R> {
+        let peer = self.known.get_mut(name)?;
+        let before = Entry::of(peer);
+        let result = change(peer);
+        self.roll.file(&peer.name, Some(before), Some(Entry::of(peer)));
+        Some(result)
+    }
+
+    /// The node that a station belongs to, dead or alive; the first if several say so.
     pub(crate) fn node_of(&self, mac: Mac) -> Option<&NodeName> {
-        let has = |peer: &Peer| peer.stations.values().any(|known| *known == mac);
-        self.known.iter().find(|(_, peer)| has(peer)).map(|(name, _)| name)
+        self.roll.node_of(mac)
     }
 
     /// Takes in that a datagram arrived that was meant for this life of this node.
@@ -105,57 +125,68 @@ impl Peers {
         now: Instant,
     ) -> News {
         let patience = self.patience();
-        let watched = self.ring.watches(name);
-        let Some(peer) = self.known.get_mut(name) else { return News::Overtaken };
-        let Some(life) = peer.life.as_mut().filter(|life| life.incarnation == incarnation) else {
-            if peer.living().is_some() {
-                peer.depart(now);
+        let deadline = self.ring.watches(name).then_some(now + patience);
+        let hear = |peer: &mut Peer| {
+            let Some(life) = peer.life.as_mut().filter(|life| life.incarnation == incarnation)
+            else {
+                if peer.living().is_some() {
+                    peer.depart(now);
+                }
+                let returned = peer.life.as_ref().is_some_and(Life::vanished);
+                peer.life = Some(Life::new(incarnation, sequence, now));
+                peer.heard(now, deadline);
+                return if returned { News::Returned } else { News::Born };
+            };
+            if sequence <= life.sequence {
+                return News::Overtaken;
             }
-            let returned = peer.life.as_ref().is_some_and(Life::vanished);
-            peer.life = Some(Life::new(incarnation, sequence, now));
-            peer.heard(now, watched.then_some(now + patience));
-            return if returned { News::Returned } else { News::Born };
+            life.sequence = sequence;
+            let news = match life.verdict {
+                Verdict::Dead => News::Revived,
+                Verdict::Lives if life.silent_since(now, patience) => News::Again,
+                Verdict::Lives => News::Lives,
+            };
+            life.verdict = Verdict::Lives;
+            life.accusers.clear();
+            peer.heard(now, deadline);
+            news
         };
-        if sequence <= life.sequence {
-            return News::Overtaken;
-        }
-        life.sequence = sequence;
-        let news = match life.verdict {
-            Verdict::Dead => News::Revived,
-            Verdict::Lives if life.silent_since(now, patience) => News::Again,
-            Verdict::Lives => News::Lives,
-        };
-        life.verdict = Verdict::Lives;
-        life.accusers.clear();
-        peer.heard(now, watched.then_some(now + patience));
-        news
+        self.amend(name, hear).unwrap_or(News::Overtaken)
     }
 
     /// Takes a beat in and returns what it changes.
     pub(crate) fn take_beat(&mut self, name: &str, beat: Beat, now: Instant) -> Change {
-        let mut change = Change::default();
-        let Some(peer) = self.known.get_mut(name) else { return change };
         let stations: BTreeMap<_, _> = beat.stations.into_iter().collect();
         let flags = beat.flags | Flags::MUTED.when(stations.is_empty());
-        if !stations.is_empty() && peer.stations != stations {
-            peer.stations = stations;
-            change.stations = true;
+        let mut left = None;
+        let take = |peer: &mut Peer| {
+            let mut change = Change::default();
+            if !stations.is_empty() && peer.stations != stations {
+                let before = std::mem::replace(&mut peer.stations, stations.clone());
+                left = Some((peer.name.clone(), before));
+                change.stations = true;
+            }
+            let Some(life) = &mut peer.life else { return change };
+            let before = life.flags();
+            change.version = life.version() != beat.version;
+            change.resumption = before.has(Flags::RESUMING) != flags.has(Flags::RESUMING);
+            change.prospects = change.stations
+                || before != flags
+                || life.beat.as_ref().is_none_or(|before| before.unsteady != beat.unsteady);
+            life.beat = Some(Heartbeat {
+                at: now,
+                flags,
+                owned: beat.owned,
+                version: beat.version,
+                ages: beat.ages,
+                unsteady: beat.unsteady,
+            });
+            change
+        };
+        let change = self.amend(name, take).unwrap_or_default();
+        if let Some((name, before)) = left {
+            self.roll.move_stations(&name, &before, &stations);
         }
-        let Some(life) = &mut peer.life else { return change };
-        let before = life.flags();
-        change.version = life.version() != beat.version;
-        change.resumption = before.has(Flags::RESUMING) != flags.has(Flags::RESUMING);
-        change.prospects = change.stations
-            || before != flags
-            || life.beat.as_ref().is_none_or(|before| before.unsteady != beat.unsteady);
-        life.beat = Some(Heartbeat {
-            at: now,
-            flags,
-            owned: beat.owned,
-            version: beat.version,
-            ages: beat.ages,
-            unsteady: beat.unsteady,
-        });
         change
     }
 
@@ -175,24 +206,15 @@ impl Peers {
 
     /// When the next verdict is due.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.known.values().filter_map(|peer| peer.living()?.deadline).min()
+        self.roll.next_deadline()
     }
 
     /// The peers that have been silent for too long and are dead by what this node knows; those
     /// that others heard just now are given more time.
     pub(crate) fn overdue(&mut self, now: Instant) -> Vec<NodeName> {
-        let due = |peer: &Peer| {
-            peer.living().and_then(|life| life.deadline).is_some_and(|deadline| deadline <= now)
-        };
-        let due: Vec<_> = self
-            .known
-            .iter()
-            .filter(|(_, peer)| due(peer))
-            .map(|(name, peer)| (name.clone(), peer.tag))
-            .collect();
         let mut overdue = Vec::new();
-        for (name, tag) in due {
-            if self.is_heard_by_others(tag, now) {
+        for name in self.roll.due(now) {
+            if self.is_heard_by_others(tag(&name), now) {
                 self.set_deadline(&name, Some(now + RECONSIDER));
             } else {
                 self.set_deadline(&name, None);
@@ -203,9 +225,11 @@ impl Peers {
     }
 
     fn set_deadline(&mut self, name: &str, deadline: Option<Instant>) {
-        if let Some(life) = self.known.get_mut(name).and_then(|peer| peer.life.as_mut()) {
-            life.deadline = deadline;
-        }
+        self.amend(name, |peer| {
+            if let Some(life) = &mut peer.life {
+                life.deadline = deadline;
+            }
+        });
     }
 
     /// Whether a peer said a moment ago that it had just heard the one with this tag.
@@ -223,65 +247,67 @@ impl Peers {
     pub(crate) fn accuse(&mut self, by: &NodeName, notice: &Notice, now: Instant) -> bool {
         let watchers = self.watchers_of(&notice.node);
         let alone = watchers.len() <= 1 || !self.in_ring();
+        let counts = watchers.contains(by) || !self.ring.is_used();
         let patience = self.patience();
-        let Some(peer) = self.known.get_mut(&notice.node) else { return false };
-        let Some(life) = peer.life.as_mut().filter(|life| life.verdict == Verdict::Lives) else {
-            return false;
+        let accuse = |peer: &mut Peer| {
+            let life = peer.life.as_mut().filter(|life| life.verdict == Verdict::Lives)?;
+            let contradicted =
+                life.sequence > notice.sequence && !life.silent_since(now, patience - SLACK);
+            if life.incarnation != notice.incarnation || contradicted {
+                return None;
+            }
+            if counts {
+                life.accusers.insert(by.clone());
+            }
+            let count = life.accusers.iter().filter(|name| watchers.contains(*name)).count();
+            if count >= QUORUM || (alone && !life.accusers.is_empty()) {
+                life.verdict = Verdict::Dead;
+                life.deadline = None;
+                peer.depart(now);
+                return Some(());
+            }
+            None
         };
-        let contradicted =
-            life.sequence > notice.sequence && !life.silent_since(now, patience - SLACK);
-        if life.incarnation != notice.incarnation || contradicted {
-            return false;
-        }
-        if watchers.contains(by) || !self.ring.is_used() {
-            life.accusers.insert(by.clone());
-        }
-        let count = life.accusers.iter().filter(|name| watchers.contains(*name)).count();
-        if count >= QUORUM || (alone && !life.accusers.is_empty()) {
-            life.verdict = Verdict::Dead;
-            life.deadline = None;
-            peer.depart(now);
-            return true;
-        }
-        false
+        self.amend(&notice.node, accuse).flatten().is_some()
     }
 
     /// Takes in that a watcher hears a life.
     pub(crate) fn vouch(&mut self, notice: &Notice, now: Instant) -> News {
         let watched = self.ring.watches(&notice.node);
         let deadline = watched.then_some(now + self.patience());
-        let Some(peer) = self.known.get_mut(&notice.node) else { return News::Overtaken };
-        let before = peer.life.as_ref().map_or(0, |life| life.incarnation);
-        if notice.incarnation < before {
-            return News::Overtaken;
-        }
-        let Some(life) = peer.life.as_mut().filter(|life| life.incarnation == notice.incarnation)
-        else {
-            if peer.living().is_some() {
-                peer.depart(now);
+        let vouch = |peer: &mut Peer| {
+            if notice.incarnation < peer.incarnation() {
+                return News::Overtaken;
             }
-            // One that was never heard here is not known to be heard here later.
-            let life = Life::new(notice.incarnation, notice.sequence, now);
-            peer.life = Some(Life { deadline, ..life });
-            return News::Born;
+            let life = peer.life.as_mut().filter(|life| life.incarnation == notice.incarnation);
+            let Some(life) = life else {
+                if peer.living().is_some() {
+                    peer.depart(now);
+                }
+                // One that was never heard here is not known to be heard here later.
+                let life = Life::new(notice.incarnation, notice.sequence, now);
+                peer.life = Some(Life { deadline, ..life });
+                return News::Born;
+            };
+            if notice.sequence <= life.sequence {
+                return News::Overtaken;
+            }
+            life.sequence = notice.sequence;
+            life.accusers.clear();
+            match std::mem::replace(&mut life.verdict, Verdict::Lives) {
+                Verdict::Dead => News::Revived,
+                Verdict::Lives => News::Lives,
+            }
         };
-        if notice.sequence <= life.sequence {
-            return News::Overtaken;
-        }
-        life.sequence = notice.sequence;
-        life.accusers.clear();
-        match std::mem::replace(&mut life.verdict, Verdict::Lives) {
-            Verdict::Dead => News::Revived,
-            Verdict::Lives => News::Lives,
-        }
+        self.amend(&notice.node, vouch).unwrap_or(News::Overtaken)
     }
 
     /// What this node has to say of a life that it hears.
     pub(crate) fn notice(&self, name: &str) -> Option<Notice> {
-        let (node, peer) = self.known.get_key_value(name)?;
+        let peer = self.known.get(name)?;
         let life = peer.life.as_ref()?;
         let (incarnation, sequence) = (life.incarnation, life.sequence);
-        Some(Notice { node: node.clone(), incarnation, sequence })
+        Some(Notice { node: peer.name.clone(), incarnation, sequence })
     }
 
     /// Whether this node watches a peer and does not hear it.
@@ -301,41 +327,35 @@ impl Peers {
 
     /// Peers that have already missed a beat or two while nobody may call them dead yet.
     pub(crate) fn is_anyone_late(&self, now: Instant) -> bool {
-        let grace = self.profile.interval * 2 + SLACK;
-        self.living().any(|(_, life)| {
-            life.deadline.is_some() && life.heard.is_some_and(|heard| heard + grace <= now)
-        })
+        self.roll.heard().next().is_some_and(|heard| heard + self.grace() <= now)
     }
 
     /// When somebody will have missed two beats.
     pub(crate) fn next_late(&self, now: Instant) -> Option<Instant> {
-        let grace = self.profile.interval * 2 + SLACK;
-        let late = |life: &Life| life.deadline.and(life.heard).map(|heard| heard + grace);
-        self.living().filter_map(|(_, life)| late(life)).filter(|at| *at > now).min()
+        self.roll.heard().map(|heard| heard + self.grace()).find(|at| *at > now)
+    }
+
+    fn grace(&self) -> Duration {
+        self.profile.interval * 2 + SLACK
     }
 
     /// How many died since then, and how many live.
     pub(crate) fn lost_since(&self, then: Instant) -> (usize, usize) {
-        let gone = |peer: &Peer| {
-            peer.living().is_none() && peer.departures.back().is_some_and(|at| *at >= then)
-        };
-        let lost = self.known.values().filter(|peer| gone(peer)).count();
-        (lost, self.living().count())
+        (self.roll.departed_since(then), self.roll.living())
     }
 
     /// Gives everybody as much time as if it had just been heard.
     pub(crate) fn forgive(&mut self, now: Instant) {
         let deadline = now + self.patience();
-        for life in self.known.values_mut().filter_map(|peer| peer.life.as_mut()) {
-            if life.verdict == Verdict::Lives && life.deadline.is_some() {
-                life.deadline = Some(deadline);
-            }
+        for name in self.roll.watched() {
+            self.set_deadline(&name, Some(deadline));
         }
     }
 
     /// Peers that come and go, by what this node saw.
     pub(crate) fn unsteady(&self, now: Instant) -> impl Iterator<Item = Tag> {
-        self.known.values().filter(move |peer| peer.is_unsteady(now)).map(|peer| peer.tag)
+        let restless = self.roll.restless().filter_map(|name| self.known.get(name));
+        restless.filter(move |peer| peer.is_unsteady(now)).map(|peer| peer.tag)
     }
 
     /// The nodes that come and go, by what anybody saw who lives.
@@ -347,48 +367,66 @@ impl Peers {
     /// Whether each node is watched by a few only. One that does so is followed: whoever beats to
     /// its watchers only must not be taken for dead by all others.
     pub(crate) fn in_ring(&self) -> bool {
-        self.known.len() >= FULL_MESH
-            || self.living().any(|(_, life)| life.flags().has(Flags::RING))
+        self.known.len() >= FULL_MESH || self.roll.has_ringer()
     }
 
     /// Finds out anew who watches whom, after the living have changed.
     pub(crate) fn close_ranks(&mut self, now: Instant) {
-        if !self.in_ring() {
-            if self.ring.is_used() {
+        let moved = self.roll.take_moved();
+        match (self.ring.is_used(), self.in_ring()) {
+            (false, false) => {}
+            (true, false) => {
                 self.ring = Ring::default();
-                self.watch_all(now);
+                self.watch(self.known.keys().cloned().collect(), now);
             }
-            return;
+            (false, true) => {
+                let living = self.living().map(|(name, _)| name.clone());
+                self.ring = Ring::of(living, &self.me);
+                self.watch(self.known.keys().cloned().collect(), now);
+            }
+            (true, true) => {
+                let mut concerned = self.ring.watched().clone();
+                for name in &moved {
+                    self.ring.set(name, self.life(name).is_some());
+                }
+                self.ring.close(&self.me);
+                concerned.extend(self.ring.watched().iter().cloned());
+                concerned.extend(moved);
+                self.watch(concerned, now);
+            }
         }
-        let names = self.living().map(|(name, _)| name).chain([&self.me]);
-        let mut order: Vec<_> = names.map(|name| (hash_of_name(name), name.clone())).collect();
-        order.sort_unstable();
-        self.ring = Ring::of(order, &self.me);
-        self.watch_all(now);
     }
 
-    /// Starts to watch those that are to be watched and stops for the others.
-    fn watch_all(&mut self, now: Instant) {
+    /// Starts to watch those among these that are to be watched and stops for the others.
+    fn watch(&mut self, names: BTreeSet<NodeName>, now: Instant) {
         let deadline = now + self.patience();
-        for (name, peer) in &mut self.known {
-            let watched = self.ring.watches(name);
-            let Some(life) = peer.life.as_mut().filter(|life| life.verdict == Verdict::Lives)
-            else {
-                continue;
-            };
-            match (watched, life.deadline) {
-                (false, _) => life.deadline = None,
-                (true, None) if !life.accusers.contains(&self.me) => {
-                    life.deadline = Some(deadline);
+        for name in names {
+            let watched = self.ring.watches(&name);
+            let me = self.me.clone();
+            self.amend(&name, |peer| {
+                let life = peer.life.as_mut().filter(|life| life.verdict == Verdict::Lives);
+                let Some(life) = life else { return };
+                match (watched, life.deadline) {
+                    (false, _) => life.deadline = None,
+                    (true, None) if !life.accusers.contains(&me) => life.deadline = Some(deadline),
+                    (true, _) => {}
                 }
-                (true, _) => {}
-            }
+            });
         }
     }
 
     /// Those that watch this node; all in a full mesh.
-    pub(crate) fn watches_me(&self, name: &str) -> bool {
-        !self.ring.is_used() || self.ring.is_watcher(name)
+    pub(crate) fn watchers(&self) -> Vec<NodeName> {
+        if self.ring.is_used() {
+            self.ring.watchers().iter().cloned().collect()
+        } else {
+            self.known.keys().cloned().collect()
+        }
+    }
+
+    /// Those that are not heard, in a round that goes on after one of them.
+    pub(crate) fn silent_after(&self, name: Option<&NodeName>) -> impl Iterator<Item = &NodeName> {
+        self.roll.silent_after(name)
     }
 
     /// Whether this node watches a peer.
@@ -410,6 +448,9 @@ pub(crate) fn tag(name: &str) -> Tag {
     let [a, b, c, d, ..] = hash_of_name(name).to_be_bytes();
     u32::from_be_bytes([a, b, c, d]) >> 4
 }
+
+#[cfg(test)]
+mod walks;
 
 #[cfg(test)]
 mod tests {

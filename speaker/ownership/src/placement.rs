@@ -4,13 +4,15 @@
 //! candidate with the best score, then the fewest addresses, then the smallest rank. Nobody is
 //! told the result: the first takes its address at once, the next some time later if it must.
 
+use std::cell::OnceCell;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::claim::rank;
+use crate::claim::Ranks;
 use crate::life::Phase;
 use crate::message::Flags;
 use crate::peers::tag;
@@ -60,12 +62,53 @@ impl Bidder {
         let preference = candidates.preference.get(&self.name).copied().unwrap_or(0);
         (self.unsteady, std::cmp::Reverse(preference), self.load)
     }
+}
 
-    /// Less if it comes first.
-    fn compare(&self, other: &Self, candidates: &Candidates, address: IpAddr) -> Ordering {
-        self.standing(candidates)
-            .cmp(&other.standing(candidates))
-            .then_with(|| rank(&self.name, address).cmp(&rank(&other.name, address)))
+/// Some bidders for one address. A rank is found out only if it decides, and once.
+struct Bids<'a> {
+    bids: Vec<Bid<'a>>,
+    ranks: Ranks,
+}
+
+struct Bid<'a> {
+    place: usize,
+    name: &'a str,
+    standing: Standing,
+    rank: OnceCell<[u8; 32]>,
+}
+
+impl<'a> Bids<'a> {
+    /// Of these bidders, each with its place among all.
+    fn new(
+        bidders: impl Iterator<Item = (usize, &'a Bidder)>,
+        candidates: &Candidates,
+        address: IpAddr,
+    ) -> Self {
+        let bid = |(place, bidder): (usize, &'a Bidder)| Bid {
+            place,
+            name: &bidder.name,
+            standing: bidder.standing(candidates),
+            rank: OnceCell::new(),
+        };
+        Self { bids: bidders.map(bid).collect(), ranks: Ranks::of(address) }
+    }
+
+    /// Less if the first of two comes first.
+    fn compare(&self, a: &Bid<'_>, b: &Bid<'_>) -> Ordering {
+        let rank = |bid: &Bid<'_>| *bid.rank.get_or_init(|| self.ranks.rank(bid.name));
+        a.standing.cmp(&b.standing).then_with(|| rank(a).cmp(&rank(b)))
+    }
+
+    /// The place of the first.
+    fn first(&self) -> Option<usize> {
+        self.bids.iter().min_by(|a, b| self.compare(a, b)).map(|bid| bid.place)
+    }
+
+    /// How many come before a node; `None` if it does not bid.
+    fn before(&self, node: &str) -> Option<u32> {
+        let me = self.bids.iter().find(|bid| bid.name == node)?;
+        let before = self.bids.iter().filter(|bid| self.compare(bid, me) == Ordering::Less);
+        u32::try_from(before.count()).ok()
     }
 }
 
@@ -77,8 +120,13 @@ pub(crate) fn first(
     may: impl Fn(&Bidder) -> bool,
 ) -> Option<usize> {
     let bids = bidders.iter().enumerate().filter(|(_, bidder)| may(bidder));
-    bids.min_by(|(_, a), (_, b)| a.compare(b, candidates, address)).map(|(place, _)| place)
+    Bids::new(bids, candidates, address).first()
 }
+
+/// Which bidders are candidates, by their places; found out once for all addresses of which the
+/// same is said.
+#[derive(Default)]
+struct Slates(BTreeMap<*const Candidates, Rc<[usize]>>);
 
 impl Ownership {
     /// Whether this node may take anything.
@@ -114,18 +162,22 @@ impl Ownership {
 
     /// Decides for every vacant address when this node takes it, if nobody else has by then.
     pub(crate) fn plan(&mut self, now: Instant) {
-        let estate = self.estate.deal(now);
-        if estate.is_empty() {
+        if self.estate.vacancies() == 0 {
             return;
         }
         self.end_waits(now);
+        // What candidates are waited for has no turn, and nobody has bid for it yet.
+        if !self.estate.is_open() {
+            return;
+        }
+        let estate = self.estate.deal(now);
         let mut bidders = self.bidders(now);
         self.leave_out(&mut bidders, &estate);
-        let mut turns = Vec::new();
+        let (mut turns, mut slates) = (Vec::new(), Slates::default());
         for address in estate {
             match self.table.holder(address) {
                 Some(holder) => add(&mut bidders, holder, 1),
-                None => turns.push((address, self.deal(address, &mut bidders))),
+                None => turns.push((address, self.deal(address, &mut bidders, &mut slates))),
             }
         }
         for (address, turn) in turns {
@@ -143,27 +195,40 @@ impl Ownership {
     }
 
     /// Deals one address and returns when it is this node's turn to take it, if ever.
-    fn deal(&self, address: IpAddr, bidders: &mut [Bidder]) -> Option<Instant> {
+    fn deal(
+        &self,
+        address: IpAddr,
+        bidders: &mut [Bidder],
+        slates: &mut Slates,
+    ) -> Option<Instant> {
         let entry = self.addresses.get(&address)?;
         let (wanted, vacancy) = (entry.wanted.as_ref()?, entry.vacancy?);
         let ready = vacancy.ready?;
-        let may = |bidder: &Bidder| {
-            (!bidder.novice || vacancy.cause == Cause::First) && self.admits(wanted, &bidder.name)
-        };
-        let winner = first(bidders, wanted, address, may)?;
-        let me = bidders.iter().find(|bidder| bidder.name == self.settings.me);
-        let turn = me.filter(|me| may(me)).map(|me| {
-            let before = |bidder: &&Bidder| {
-                may(bidder) && bidder.compare(me, wanted, address) == Ordering::Less
-            };
-            let place = bidders.iter().filter(before).count();
-            let turns = u32::try_from(place).unwrap_or(u32::MAX);
+        let slate = self.slate(wanted, bidders, slates);
+        let all = slate.iter().map(|place| (*place, &bidders[*place]));
+        let may = all.filter(|(_, bidder)| !bidder.novice || vacancy.cause == Cause::First);
+        let bids = Bids::new(may, wanted, address);
+        let winner = bids.first()?;
+        let turn = bids.before(&self.settings.me).map(|turns| {
             let start = ready.max(self.start.ready_since);
             let turn = start + self.turn(vacancy.cause).saturating_mul(turns);
             vacancy.not_before.map_or(turn, |at| at.max(turn))
         });
         bidders[winner].load += 1;
         turn
+    }
+
+    fn slate(
+        &self,
+        wanted: &Arc<Candidates>,
+        bidders: &[Bidder],
+        slates: &mut Slates,
+    ) -> Rc<[usize]> {
+        let places = || {
+            let all = bidders.iter().enumerate();
+            all.filter(|(_, bidder)| self.admits(wanted, &bidder.name)).map(|(place, _)| place)
+        };
+        Rc::clone(slates.0.entry(Arc::as_ptr(wanted)).or_insert_with(|| places().collect()))
     }
 
     fn turn(&self, cause: Cause) -> Duration {
@@ -198,37 +263,32 @@ impl Ownership {
         if !self.can_take() {
             return;
         }
-        let mut asked: BTreeMap<*const Candidates, Result<(), Instant>> = BTreeMap::new();
-        let waiting: Vec<_> = self.estate.vacant().collect();
-        for address in waiting {
-            let Some(entry) = self.addresses.get(&address) else { continue };
-            let Some(wanted) = entry.wanted.clone() else { continue };
-            if entry.vacancy.is_none_or(|vacancy| vacancy.ready.is_some()) {
-                continue;
+        for wanted in self.estate.awaited() {
+            match self.may_begin(&wanted, now) {
+                Ok(()) => self.end_wait(&wanted, now),
+                Err(again) => {
+                    let until = self.start.waits_until.map_or(again, |at| at.min(again));
+                    self.start.waits_until = Some(until);
+                }
             }
-            let answer =
-                *asked.entry(Arc::as_ptr(&wanted)).or_insert_with(|| self.may_begin(&wanted, now));
-            self.end_wait(address, answer, now);
         }
     }
 
-    fn end_wait(&mut self, address: IpAddr, answer: Result<(), Instant>, now: Instant) {
-        let vacancy = self.addresses.get_mut(&address).and_then(|entry| entry.vacancy.as_mut());
-        match (answer, vacancy) {
-            (Ok(()), Some(vacancy)) => vacancy.ready = Some(now),
-            (Err(again), Some(_)) => {
-                let until = self.start.waits_until.map_or(again, |at| at.min(again));
-                self.start.waits_until = Some(until);
+    fn end_wait(&mut self, wanted: &Arc<Candidates>, now: Instant) {
+        for address in self.estate.waiting_for(wanted) {
+            self.estate.end_wait(address);
+            let entry = self.addresses.get_mut(&address);
+            if let Some(vacancy) = entry.and_then(|entry| entry.vacancy.as_mut()) {
+                vacancy.ready = Some(now);
             }
-            (Ok(()) | Err(_), None) => {}
         }
     }
 
     /// Notes whether the owner of an address may not own it, by a newer view than its own.
-    pub(crate) fn note_unfit(&mut self, address: IpAddr, now: Instant) {
+    pub(crate) fn note_unfit(&mut self, address: IpAddr) {
         if self.is_unfit(address) {
             self.spread.unfit.insert(address);
-            self.consider_deposing(address, now);
+            self.spread.reconsidered.insert(address);
         } else if self.spread.unfit.remove(&address) {
             self.timers.disarm(address, Due::Depose);
         }
@@ -242,43 +302,45 @@ impl Ownership {
     }
 
     /// Looks at all unfit owners again, after views have changed.
-    pub(crate) fn reconsider_deposing(&mut self, now: Instant) {
-        let unfit: BTreeSet<_> = self.spread.unfit.clone();
-        for address in unfit {
-            self.consider_deposing(address, now);
-        }
+    pub(crate) fn reconsider_deposing(&mut self) {
+        self.spread.reconsidered.extend(&self.spread.unfit);
     }
 
-    fn consider_deposing(&mut self, address: IpAddr, now: Instant) {
-        match self.place_as_successor(address, now) {
-            Some(place) => {
-                let turn = self.settings.profile.interval * TURN * place;
-                let at = now + self.grace(address, now) + turn;
-                self.timers.arm_once(address, Due::Depose, at);
+    /// Finds out when this node takes addresses from owners that may not own them.
+    pub(crate) fn consider_deposing(&mut self, now: Instant) {
+        let mut bidders = None;
+        for address in std::mem::take(&mut self.spread.reconsidered) {
+            if !self.may_depose(address) {
+                self.timers.disarm(address, Due::Depose);
+            } else if !self.timers.is_armed(address, Due::Depose) {
+                let bidders = bidders.get_or_insert_with(|| self.bidders(now));
+                if let Some(place) = self.place_as_successor(address, bidders) {
+                    let turn = self.settings.profile.interval * TURN * place;
+                    self.timers.arm(address, Due::Depose, now + self.grace(address, now) + turn);
+                }
             }
-            None => self.timers.disarm(address, Due::Depose),
         }
     }
 
-    /// How many come before this node to take an address from an owner that may not own it;
-    /// `None` if this node may not, or does not know better.
-    fn place_as_successor(&self, address: IpAddr, now: Instant) -> Option<u32> {
-        let holder = self.peers.life(self.table.holder(address)?)?;
+    /// Whether this node may take an address from its owner: that may not own it by a view that is
+    /// newer than the owner's.
+    fn may_depose(&self, address: IpAddr) -> bool {
+        let wanted = self.addresses.get(&address).and_then(|entry| entry.wanted.as_ref());
+        let holder = self.table.holder(address).and_then(|holder| self.peers.life(holder));
+        wanted.zip(holder).is_some_and(|(wanted, holder)| {
+            self.is_unfit(address)
+                && self.view.is_some_and(|version| version > holder.version())
+                && self.can_take()
+                && self.admits(wanted, &self.settings.me)
+        })
+    }
+
+    /// How many come before this node to take an address from an owner that may not own it.
+    fn place_as_successor(&self, address: IpAddr, bidders: &[Bidder]) -> Option<u32> {
         let wanted = self.addresses.get(&address)?.wanted.as_ref()?;
-        if self.view.is_none_or(|version| version <= holder.version()) {
-            return None;
-        }
-        let bidders = self.bidders(now);
-        let me = bidders.iter().find(|bidder| bidder.name == self.settings.me)?;
-        if !self.admits(wanted, &me.name) {
-            return None;
-        }
-        let before = bidders.iter().filter(|bidder| {
-            !bidder.novice
-                && self.admits(wanted, &bidder.name)
-                && bidder.compare(me, wanted, address) == Ordering::Less
-        });
-        u32::try_from(before.count()).ok()
+        let may = |bidder: &Bidder| !bidder.novice && self.admits(wanted, &bidder.name);
+        let bids = bidders.iter().enumerate().filter(|(_, bidder)| may(bidder));
+        Bids::new(bids, wanted, address).before(&self.settings.me)
     }
 
     fn grace(&self, address: IpAddr, now: Instant) -> Duration {
@@ -289,7 +351,7 @@ impl Ownership {
 
     /// Takes an address from an owner that may not own it and had its time.
     pub(crate) fn depose(&mut self, address: IpAddr, now: Instant) {
-        if !self.is_unfit(address) || self.place_as_successor(address, now).is_none() {
+        if !self.may_depose(address) {
             return;
         }
         if let Some(entry) = self.addresses.get_mut(&address) {
@@ -304,5 +366,55 @@ impl Ownership {
 fn add(bidders: &mut [Bidder], node: &NodeName, change: isize) {
     if let Ok(place) = bidders.binary_search_by(|bidder| bidder.name.cmp(node)) {
         bidders[place].load = bidders[place].load.saturating_add_signed(change);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::rank;
+
+    fn any_bidder(name: &str) -> impl Strategy<Value = Bidder> {
+        let name = NodeName::from(name);
+        (0..3_usize, any::<bool>(), any::<bool>()).prop_map(move |(load, novice, unsteady)| {
+            Bidder { name: name.clone(), load, novice, unsteady }
+        })
+    }
+
+    fn any_bidders() -> impl Strategy<Value = Vec<Bidder>> {
+        ["a", "b", "c", "d", "e", "f"].map(any_bidder).into_iter().collect::<Vec<_>>()
+    }
+
+    proptest! {
+        #[test]
+        fn bids_are_ordered_by_standing_and_then_by_rank(
+            bidders in any_bidders(),
+            preferences in proptest::collection::vec(-1..2_i32, 3),
+            last in any::<u8>(),
+        ) {
+            let address = IpAddr::from([192, 0, 2, last]);
+            let names = ["a", "b", "c"].map(NodeName::from);
+            let preference = names.into_iter().zip(preferences).collect();
+            let candidates = Candidates { preference, ..Candidates::default() };
+            let may = |bidder: &Bidder| !bidder.novice;
+            let mut order: Vec<_> = bidders.iter().filter(|bidder| may(bidder)).collect();
+            order.sort_by_key(|bidder| {
+                (bidder.standing(&candidates), rank(&bidder.name, address))
+            });
+            let found = first(&bidders, &candidates, address, may);
+            prop_assert_eq!(
+                found.map(|place| &bidders[place].name),
+                order.first().map(|bidder| &bidder.name)
+            );
+            let bids = bidders.iter().enumerate().filter(|(_, bidder)| may(bidder));
+            let bids = Bids::new(bids, &candidates, address);
+            for bidder in &bidders {
+                let place = order.iter().position(|other| other.name == bidder.name);
+                let before = bids.before(&bidder.name);
+                prop_assert_eq!(before, place.map(|place| u32::try_from(place).unwrap()));
+            }
+        }
     }
 }

@@ -16,8 +16,15 @@ const SETTLED: Duration = Duration::from_millis(150);
 /// How long after a question without an answer the next is asked: one frame may be lost.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often one node asks at most.
-const PACE: Duration = Duration::from_millis(20);
+/// Questions are asked together, and what came of them is told together: a thousand of them are not
+/// to wake every node a thousand times. The first after a pause waits for no other.
+const TOGETHER: Duration = Duration::from_millis(50);
+
+/// All nodes together ask for one address in this time: for a thousand in half a second.
+const EACH: Duration = Duration::from_micros(500);
+
+/// How long an answer waits for others to the same owner.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// In how many steps, one a second, all addresses are gone through; with more addresses it takes
 /// longer, as all nodes together are to ask for so many of them a second at most.
@@ -32,6 +39,9 @@ pub(crate) struct Proofs {
     asked: BTreeMap<IpAddr, Question>,
     /// Those whose last question was not answered.
     doubted: BTreeSet<IpAddr>,
+    /// What is to be told to the owners, and when.
+    seen: BTreeMap<NodeName, Vec<Sighting>>,
+    tell_at: Option<Instant>,
     ask_from: Option<Instant>,
     step_at: Option<Instant>,
     cursor: Option<IpAddr>,
@@ -63,20 +73,34 @@ impl Proofs {
 
     pub(crate) fn next(&self) -> Option<Instant> {
         let ask = self.ask_from.filter(|_| !self.queue.is_empty());
-        [ask, self.step_at].into_iter().flatten().min()
+        [ask, self.step_at, self.tell_at].into_iter().flatten().min()
     }
 }
 
 impl Ownership {
-    /// Asks for the next in the queue, if it is time.
+    /// Asks for the next in the queue, and tells what came of earlier questions, if it is time.
     pub(crate) fn ask_for_proof(&mut self, now: Instant) {
+        if self.proofs.tell_at.is_some_and(|at| at <= now) {
+            self.proofs.tell_at = None;
+            for (owner, sightings) in std::mem::take(&mut self.proofs.seen) {
+                self.outbox.wires.entry(owner).or_default().extend(sightings);
+            }
+        }
         self.step_round(now);
-        while self.proofs.ask_from.is_none_or(|from| from <= now) {
-            let Some(address) = self.proofs.queue.pop_front() else { return };
+        if self.proofs.queue.is_empty() || self.proofs.ask_from.is_some_and(|from| now < from) {
+            return;
+        }
+        let nodes = u32::try_from(self.peers.living().count() + 1).unwrap_or(u32::MAX);
+        let own_each = EACH.saturating_mul(nodes);
+        let mut share = TOGETHER.max(own_each);
+        while share >= own_each
+            && let Some(address) = self.proofs.queue.pop_front()
+        {
             self.proofs.queued.remove(&address);
             if let Some(question) = self.question(address) {
+                share -= own_each;
                 self.proofs.asked.insert(address, question);
-                self.proofs.ask_from = Some(now + PACE);
+                self.proofs.ask_from = Some(now + TOGETHER.max(own_each));
                 self.outbox.asks.push(Action::Ask { address, how: Asking::Once });
             }
         }
@@ -134,7 +158,8 @@ impl Ownership {
         }
         self.proofs.doubted.remove(&address);
         let sighting = Sighting { address, epoch, mac };
-        self.outbox.wires.entry(owner).or_default().push(sighting);
+        self.proofs.seen.entry(owner).or_default().push(sighting);
+        self.proofs.tell_at.get_or_insert(now + GATHER);
     }
 
     /// What another saw of an address of this node's.

@@ -15,15 +15,15 @@ const CORRECTION_PACE: Duration = Duration::from_millis(5);
 
 impl Ownership {
     pub(crate) fn receive(&mut self, from: &str, payload: &[u8], now: Instant) {
-        let Some(name) = self.peers.name(from).cloned() else {
+        let Some(peer) = self.peers.get(from) else {
             self.counters.strangers += 1;
             return;
         };
+        let (name, known) = (peer.name.clone(), peer.incarnation());
         let Ok((header, body)) = message::decode(payload) else {
             self.counters.malformed += 1;
             return;
         };
-        let known = self.peers.get(&name).map_or(0, |peer| peer.incarnation());
         if header.incarnation < known {
             self.counters.stale += 1;
             return;
@@ -48,10 +48,10 @@ impl Ownership {
 
     /// A datagram that is not meant for this life: its sender does not know it yet.
     fn greet(&mut self, name: &NodeName, incarnation: u64, now: Instant) {
-        if let Some(peer) = self.peers.get_mut(name)
-            && peer.greet_from.is_none_or(|from| from <= now)
+        if let Some(paces) = self.peers.paces(name)
+            && paces.greet_from.is_none_or(|from| from <= now)
         {
-            peer.greet_from = Some(now + GREETING_PACE);
+            paces.greet_from = Some(now + GREETING_PACE);
             self.outbox.beats.insert(name.clone(), incarnation);
         }
     }
@@ -86,7 +86,7 @@ impl Ownership {
             self.reconsider_losses(name);
         }
         if change.version {
-            self.reconsider_deposing(now);
+            self.reconsider_deposing();
         }
         self.birth.hear(age, now);
         self.compare(name, hash, now);
@@ -94,7 +94,8 @@ impl Ownership {
 
     /// A peer has said whether it takes up again what it held, or gave it up for a newer view.
     fn reconsider_losses(&mut self, name: &NodeName) {
-        let vacant: Vec<_> = self.estate.vacant().collect();
+        let claims = self.table.claims_of(name);
+        let vacant = claims.map(|claims| self.estate.vacant_among(claims)).unwrap_or_default();
         for address in vacant {
             let of_peer = self.table.best(address).is_some_and(|best| best.owner == *name);
             let entry = self.addresses.get(&address).filter(|_| of_peer);
@@ -102,6 +103,7 @@ impl Ownership {
             let (cause, ready) = self.judge_loss(address, vacancy.since);
             if let Some(entry) = self.addresses.get_mut(&address) {
                 entry.vacancy = Some(Vacancy { cause, ready, ..vacancy });
+                self.estate.end_wait(address);
                 self.estate.replan();
             }
         }
@@ -132,10 +134,10 @@ impl Ownership {
 
     /// Tells a peer the better claim, not too often.
     pub(crate) fn correct(&mut self, name: &NodeName, address: std::net::IpAddr, now: Instant) {
-        let Some(peer) = self.peers.get_mut(name) else { return };
+        let Some(paces) = self.peers.paces(name) else { return };
         // Within one step all of them go in a few datagrams.
-        if peer.correct_from.is_none_or(|from| from <= now) {
-            peer.correct_from = Some(now + CORRECTION_PACE);
+        if paces.correct_from.is_none_or(|from| from <= now) {
+            paces.correct_from = Some(now + CORRECTION_PACE);
             self.outbox.rows.entry(name.clone()).or_default().insert(address);
         } else if let Some(rows) = self.outbox.rows.get_mut(name) {
             rows.insert(address);
@@ -193,7 +195,9 @@ impl Ownership {
     /// What a watcher hears.
     fn hear_of_life(&mut self, notices: Vec<Notice>, now: Instant) {
         for notice in notices {
-            let Some(name) = self.peers.name(&notice.node).cloned() else { continue };
+            let Some(name) = self.peers.get(&notice.node).map(|peer| peer.name.clone()) else {
+                continue;
+            };
             let news = self.peers.vouch(&notice, now);
             match news {
                 News::Born | News::Returned | News::Revived => self.follow(&name, now),

@@ -18,16 +18,35 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
-    pub(crate) fn of(order: Vec<(u64, NodeName)>, me: &NodeName) -> Self {
+    /// The ring of this node and all others that live.
+    pub(crate) fn of(living: impl Iterator<Item = NodeName>, me: &NodeName) -> Self {
+        let mut order: Vec<_> =
+            living.chain([me.clone()]).map(|name| (hash_of_name(&name), name)).collect();
+        order.sort_unstable();
         let mut ring = Self { order, ..Self::default() };
-        ring.watchers = ring.after(me);
-        ring.watched = ring
-            .order
-            .iter()
-            .filter(|(_, name)| name != me && ring.after(name).contains(me))
-            .map(|(_, name)| name.clone())
-            .collect();
+        ring.close(me);
         ring
+    }
+
+    /// Takes a node in, or leaves it out. Who watches whom is found out by [`close`](Self::close).
+    pub(crate) fn set(&mut self, name: &NodeName, lives: bool) {
+        let hash = hash_of_name(name);
+        let place =
+            self.order.binary_search_by(|(other, known)| (other, known).cmp(&(&hash, name)));
+        match (place, lives) {
+            (Err(place), true) => self.order.insert(place, (hash, name.clone())),
+            (Ok(place), false) => drop(self.order.remove(place)),
+            (Ok(_), true) | (Err(_), false) => {}
+        }
+    }
+
+    /// Finds out who watches this node and whom it watches.
+    pub(crate) fn close(&mut self, me: &NodeName) {
+        self.watchers = self.after(me);
+        let (before, after) = self.order.split_at(self.place_after(me));
+        let others = before.iter().rev().chain(after.iter().rev());
+        let others = others.filter(|(_, name)| name != me).take(WATCHERS);
+        self.watched = others.map(|(_, name)| name.clone()).collect();
     }
 
     pub(crate) fn is_used(&self) -> bool {
@@ -40,17 +59,24 @@ impl Ring {
 
     /// The next on the ring after a node, itself left out.
     pub(crate) fn after(&self, node: &str) -> BTreeSet<NodeName> {
-        let place = self
-            .order
-            .partition_point(|(hash, name)| (*hash, &**name) <= (hash_of_name(node), node));
-        let (before, after) = self.order.split_at(place);
+        let (before, after) = self.order.split_at(self.place_after(node));
         let others = after.iter().chain(before).filter(|(_, name)| **name != *node);
         others.take(WATCHERS).map(|(_, name)| name.clone()).collect()
     }
 
-    /// Whether a node watches this one.
-    pub(crate) fn is_watcher(&self, name: &str) -> bool {
-        self.watchers.contains(name)
+    fn place_after(&self, node: &str) -> usize {
+        let hash = hash_of_name(node);
+        self.order.partition_point(|(other, name)| (*other, &**name) <= (hash, node))
+    }
+
+    /// Those that watch this node.
+    pub(crate) fn watchers(&self) -> &BTreeSet<NodeName> {
+        &self.watchers
+    }
+
+    /// Those that this node watches.
+    pub(crate) fn watched(&self) -> &BTreeSet<NodeName> {
+        &self.watched
     }
 }
 
@@ -59,12 +85,8 @@ mod tests {
     use super::*;
 
     fn ring(size: usize, me: usize) -> Ring {
-        let mut order: Vec<_> = (0..size)
-            .map(|n| NodeName::from(format!("node-{n}")))
-            .map(|name| (hash_of_name(&name), name))
-            .collect();
-        order.sort_unstable();
-        Ring::of(order, &format!("node-{me}").into())
+        let name = |n| NodeName::from(format!("node-{n}"));
+        Ring::of((0..size).filter(|n| *n != me).map(name), &name(me))
     }
 
     #[test]
@@ -74,9 +96,9 @@ mod tests {
             let name = format!("node-{me}");
             assert_eq!(own.watchers.len(), WATCHERS);
             assert_eq!(own.watched.len(), WATCHERS);
-            assert!(!own.is_watcher(&name) && !own.watches(&name));
+            assert!(!own.watchers.contains(name.as_str()) && !own.watches(&name));
             for (other, theirs) in rings.iter().enumerate() {
-                let watched = own.is_watcher(&format!("node-{other}"));
+                let watched = own.watchers.contains(format!("node-{other}").as_str());
                 assert_eq!(watched, theirs.watched.contains(name.as_str()));
                 assert_eq!(theirs.after(&name), own.watchers, "{other} about {me}");
             }

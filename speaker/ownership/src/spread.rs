@@ -76,6 +76,8 @@ impl Birth {
 pub(crate) struct Spread {
     /// Addresses whose owner may not own them, in the view of this node.
     pub(crate) unfit: BTreeSet<IpAddr>,
+    /// Those among them of which it is to be found out when this node takes them.
+    pub(crate) reconsidered: BTreeSet<IpAddr>,
     next: Option<Instant>,
     /// Nothing has changed since it was found that nothing is to be moved.
     pub(crate) settled: bool,

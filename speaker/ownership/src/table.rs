@@ -8,7 +8,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use crate::claim::{hash_of_address, mix};
+use crate::claim::hash_of_address;
 use crate::message::BUCKETS;
 use crate::{Claim, NodeName};
 
@@ -29,12 +29,17 @@ pub(crate) struct Table {
 
 type Index = BTreeMap<NodeName, BTreeSet<IpAddr>>;
 
+/// Each hash is the exclusive or of those of its claims: one claim more or less costs the same
+/// whatever the size of the table.
 #[derive(Debug)]
-struct Buckets([u64; BUCKETS]);
+struct Buckets {
+    whole: u64,
+    parts: [u64; BUCKETS],
+}
 
 impl Default for Buckets {
     fn default() -> Self {
-        Self([0; BUCKETS])
+        Self { whole: 0, parts: [0; BUCKETS] }
     }
 }
 
@@ -190,7 +195,12 @@ impl Table {
 
     /// The addresses that a node claims or has claimed last.
     pub(crate) fn claimed_by(&self, node: &str) -> impl Iterator<Item = IpAddr> {
-        self.claimed_by.get(node).into_iter().flatten().copied()
+        self.claims_of(node).into_iter().flatten().copied()
+    }
+
+    /// The same as a set; `None`: there are none.
+    pub(crate) fn claims_of(&self, node: &str) -> Option<&BTreeSet<IpAddr>> {
+        self.claimed_by.get(node)
     }
 
     pub(crate) fn forget(&mut self, address: IpAddr) {
@@ -205,11 +215,11 @@ impl Table {
 
     /// The hash of the whole.
     pub(crate) fn hash(&self) -> u64 {
-        self.buckets.0.iter().fold(0, |hash, bucket| mix(hash, *bucket))
+        self.buckets.whole
     }
 
     pub(crate) fn buckets(&self) -> &[u64; BUCKETS] {
-        &self.buckets.0
+        &self.buckets.parts
     }
 
     /// All rows, each with its bucket.
@@ -240,7 +250,9 @@ impl Table {
 impl Buckets {
     /// Adds a claim, or takes it away.
     fn toggle(&mut self, address: IpAddr, claim: &Claim) {
-        self.0[bucket_of(address)] ^= claim.hash(address);
+        let hash = claim.hash(address);
+        self.whole ^= hash;
+        self.parts[bucket_of(address)] ^= hash;
     }
 }
 

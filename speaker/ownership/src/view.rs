@@ -13,8 +13,9 @@ pub struct Candidates {
     pub nodes: BTreeSet<NodeName>,
     /// The score of nodes that are preferred or shunned; a node that is not named has 0.
     pub preference: BTreeMap<NodeName, i32>,
-    /// The interfaces of a node on which alone it may answer; a node that is not named may on any.
-    pub interfaces: BTreeMap<NodeName, BTreeSet<String>>,
+    /// The interfaces of a node on which alone it may answer, in order; a node that is not named may
+    /// on any.
+    pub interfaces: BTreeMap<NodeName, Arc<[String]>>,
 }
 
 /// What a speaker knows of the cluster: the first is whole, later ones may be changes.

@@ -1,103 +1,385 @@
-//! One task for each BGP session: it owns the `bgp::Session` and its connection.
+//! All BGP sessions of this speaker: a task for each, which owns the `bgp::Session` and its
+//! connection.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `driver` | one session's task |
+//! | `listener` | connections from passive peers |
+//! | `unnumbered` | who is at the other end of an interface |
+//! | `memory` | what a speaker finds of its sessions when it starts again |
+//! | `board` | what the sessions tell of themselves |
+
+pub mod board;
+mod driver;
+mod listener;
+mod memory;
+mod unnumbered;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
-    io,
-    net::{IpAddr, SocketAddr},
-    pin::Pin,
-    sync::Arc,
-    time::Duration,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
-use bgp::{Event, Route, Session, StateKind, StopReason};
-use config::PeerName;
+use bgp::{Changes, Start, StopReason};
+use clap::ValueEnum;
+use config::{NodeName, PeerAddress, PeerName};
+use ipnet::IpNet;
 use tokio::{
-    io::Interest,
-    net::TcpStream,
-    sync::{oneshot, watch},
-    task::JoinHandle,
-    time::{sleep_until, timeout},
+    sync::{Notify, oneshot, watch},
+    task::{JoinHandle, JoinSet},
+    time::timeout,
 };
 use tracing::{info, warn};
 
 use crate::{
-    io::{
-        clock,
-        metrics::Metrics,
-        tcp::{self, ConnectConfig},
+    io::{bfd::Bfd, clock, metrics::Metrics},
+    planner::{
+        SessionSpec,
+        sessions::{Change, change},
     },
-    planner::SessionSpec,
     wire::Report,
 };
+use board::Board;
+use driver::{Driver, Surroundings};
+use listener::Listeners;
+use memory::{Announced, Store};
 
 /// Longest wait for a session to say good-bye.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// One read from the connection.
-const READ: usize = 64 * 1024;
+
+/// Between two writes of what is announced.
+const WRITE_PAUSE: Duration = Duration::from_secs(1);
+/// So long before the peers drop what they kept, they are told something.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// What peers that kept our routes are told when the API server cannot be read in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnApiUnavailable {
+    /// What was announced before stays announced
+    Keep,
+    /// Everything is withdrawn until the API server has been read
+    Withdraw,
+}
+
+/// Settings of all sessions.
+#[derive(Debug, Clone)]
+pub struct SessionsConfig {
+    pub node: NodeName,
+    /// For what the next life of the speaker is to know.
+    pub run_dir: PathBuf,
+    /// Where passive peers connect to.
+    pub port: u16,
+    pub on_api_unavailable: OnApiUnavailable,
+}
 
 /// All sessions of this speaker.
 #[derive(Debug)]
 pub struct Sessions {
     running: BTreeMap<PeerName, Running>,
+    /// Sessions that say good-bye.
+    leaving: JoinSet<()>,
+    complete: bool,
+    start: Start,
+    on_api_unavailable: OnApiUnavailable,
+    store: Store,
+    /// What each session that is remembered has announced.
+    announced: Announced,
+    /// When that is written again.
+    write_at: Option<Instant>,
+    written_at: Option<Instant>,
+    writing: Option<JoinHandle<()>>,
+    /// Sessions that began from memory, until everything has been read.
+    restored: BTreeMap<PeerName, Restored>,
+    listeners: Listeners,
+    /// None before the first session that has a profile.
+    bfd: Option<Arc<Bfd>>,
+    board: Arc<Board>,
     report: watch::Receiver<Report>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
+struct Restored {
+    /// When its peer has waited for long enough; `None`: it is told already.
+    until: Option<Instant>,
+    /// The prefixes that were told anew; `None`: the session was not asked for yet.
+    fresh: Option<BTreeSet<IpNet>>,
+}
+
+#[derive(Debug)]
 struct Running {
-    /// The newest set of routes; none before the first. A session that is behind needs only that.
-    routes: watch::Sender<Option<BTreeSet<Route>>>,
+    inbox: Arc<Inbox>,
     stop: oneshot::Sender<StopReason>,
     task: JoinHandle<()>,
 }
 
 impl Sessions {
-    pub fn new(report: watch::Receiver<Report>, metrics: Arc<Metrics>) -> Self {
-        Self { running: BTreeMap::new(), report, metrics }
+    /// Those that an earlier life of the speaker left to peers that keep its routes, or none yet.
+    pub fn new(
+        config: SessionsConfig,
+        report: watch::Receiver<Report>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let SessionsConfig { node, run_dir, port, on_api_unavailable } = config;
+        let store = Store::new(&run_dir, node);
+        let remembered = store.read();
+        let mut sessions = Self {
+            running: BTreeMap::new(),
+            leaving: JoinSet::new(),
+            complete: false,
+            start: if remembered.is_some() { Start::Forwarding } else { Start::Cold },
+            on_api_unavailable,
+            store,
+            announced: Announced::new(),
+            write_at: None,
+            written_at: None,
+            writing: None,
+            restored: BTreeMap::new(),
+            listeners: Listeners::new(port),
+            bfd: None,
+            board: Arc::default(),
+            report,
+            metrics,
+        };
+        for (peer, (spec, routes)) in remembered.unwrap_or_default() {
+            let until = clock::now() + spec.peer.restart_time.saturating_sub(MARGIN);
+            sessions.open(spec);
+            sessions.advertise(&peer, routes.into_iter().map(|(p, a)| (p, Some(a))).collect());
+            sessions.restored.insert(peer, Restored { until: Some(until), fresh: None });
+        }
+        sessions
+    }
+
+    /// What the sessions tell of themselves.
+    pub fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
     }
 
     /// Starts a session; one that runs for the same peer ends first, so that the router never sees
-    /// two.
+    /// two. One that began from memory and is the same goes on.
     pub fn open(&mut self, spec: SessionSpec) {
         let name = spec.peer.name.clone();
-        if spec.peer.bfd_profile.is_some() {
-            warn!(peer = %name, "the session runs without BFD: it is not supported yet");
+        if let (Some(restored), Some((old, _))) =
+            (self.restored.get_mut(&name), self.announced.get(&name))
+            && !matches!(change(old, &spec), Change::Reset(_))
+        {
+            restored.fresh = Some(BTreeSet::new());
+            return self.update(spec);
         }
-        if spec.peer.vrf.is_some() {
-            warn!(peer = %name, "the session runs outside the VRF: VRFs are not supported yet");
+        self.restored.remove(&name);
+        self.remember(&spec);
+        if let Some((_, routes)) = self.announced.get_mut(&name) {
+            routes.clear();
         }
         let old = self.running.remove(&name);
-        let (routes, newest) = watch::channel(None);
+        let inbox = Arc::new(Inbox::default());
+        if self.complete {
+            inbox.tell(|told| told.complete = true);
+        }
+        let mine = Arc::clone(&inbox);
         let (stop, stopped) = oneshot::channel();
-        let driver = Driver::new(spec, self.report.clone(), Arc::clone(&self.metrics));
+        let surroundings = Surroundings {
+            accepted: self.expect(&spec),
+            bfd: self.bfd_for(&spec),
+            start: self.start,
+            board: Arc::clone(&self.board),
+            report: self.report.clone(),
+        };
         let task = tokio::spawn(async move {
             if let Some(old) = old {
                 old.stop(StopReason::ConfigurationChange).await;
             }
-            driver.run(newest, stopped).await;
+            Driver::new(spec, surroundings).run(mine, stopped).await;
         });
-        self.running.insert(name, Running { routes, stop, task });
+        self.running.insert(name, Running { inbox, stop, task });
+    }
+
+    /// Goes on with a session under other settings.
+    pub fn update(&mut self, spec: SessionSpec) {
+        self.remember(&spec);
+        let bfd = self.bfd_for(&spec);
+        if let Some(running) = self.running.get(&spec.peer.name) {
+            running.inbox.tell(|told| told.settings = Some((spec, bfd)));
+        }
     }
 
     /// Ends a session with a Cease; nobody waits for it.
     pub fn close(&mut self, peer: &PeerName, reason: StopReason) {
+        self.forget(peer);
         if let Some(running) = self.running.remove(peer) {
-            tokio::spawn(running.stop(reason));
+            self.leaving.spawn(running.stop(reason));
         }
+        while self.leaving.try_join_next().is_some() {}
+        self.listeners.tidy();
     }
 
-    /// Ends all sessions at once, and waits until it is said, at most 1 s.
-    pub async fn close_all(&mut self, text: &str) {
-        let reason = StopReason::AdministrativeShutdown { text: Some(text.to_owned()) };
-        let running = std::mem::take(&mut self.running).into_values();
-        futures::future::join_all(running.map(|r| r.stop(reason.clone()))).await;
+    /// Waits until the sessions that were closed have said so, at most 1 s.
+    pub async fn left(&mut self) {
+        self.write().await;
+        while self.leaving.join_next().await.is_some() {}
     }
 
-    pub fn advertise(&self, peer: &PeerName, routes: BTreeSet<Route>) {
+    /// Closes the sessions whose peers keep our routes until this speaker is back, and says whether
+    /// there are others.
+    pub async fn close_restartable(&mut self) -> bool {
+        self.write().await;
+        let views = self.board.views();
+        let restartable = |peer: &PeerName| {
+            let negotiated = views.get(peer).and_then(|view| view.negotiated.as_ref());
+            negotiated.is_some_and(|negotiated| negotiated.graceful_restart.is_some())
+        };
+        let running = std::mem::take(&mut self.running).into_iter();
+        let (closing, staying): (Vec<_>, Vec<_>) = running.partition(|(peer, _)| restartable(peer));
+        self.running = staying.into_iter().collect();
+        for (peer, _) in &closing {
+            info!(%peer, "BGP session ends without a word: the peer keeps its routes meanwhile");
+        }
+        let stops = closing.into_iter().map(|(_, running)| running.stop(StopReason::Restart));
+        futures::future::join_all(stops).await;
+        !self.running.is_empty()
+    }
+
+    /// Tells a session of routes that its peer shall have, or not any more.
+    pub fn advertise(&mut self, peer: &PeerName, changes: Changes) {
+        if let Some(fresh) = self.restored.get_mut(peer).and_then(|r| r.fresh.as_mut()) {
+            fresh.extend(changes.keys());
+        }
+        if let Some((_, routes)) = self.announced.get_mut(peer) {
+            for (prefix, attributes) in &changes {
+                match attributes {
+                    Some(attributes) => routes.insert(*prefix, Arc::clone(attributes)),
+                    None => routes.remove(prefix),
+                };
+            }
+            self.write_soon();
+        }
         if let Some(running) = self.running.get(peer) {
-            running.routes.send_replace(Some(routes));
+            running.inbox.tell(|told| told.changes.extend(changes));
         }
+    }
+
+    /// All sessions know what they are to announce. What those from memory announce beside it is
+    /// withdrawn, and those that nobody asked for end.
+    pub fn complete(&mut self) {
+        self.complete = true;
+        for (peer, restored) in std::mem::take(&mut self.restored) {
+            match restored.fresh {
+                Some(fresh) => {
+                    let routes = self.announced.get(&peer).map(|(_, routes)| routes.keys());
+                    let stale = routes.into_iter().flatten().filter(|p| !fresh.contains(*p));
+                    let stale = stale.map(|prefix| (*prefix, None)).collect();
+                    self.advertise(&peer, stale);
+                }
+                None => self.close(&peer, StopReason::PeerDeconfigured),
+            }
+        }
+        for running in self.running.values() {
+            running.inbox.tell(|told| told.complete = true);
+        }
+    }
+
+    /// When to call [`Self::handle_timeout`] next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let waiting = self.restored.values().filter_map(|restored| restored.until);
+        waiting.chain(self.write_at).min()
+    }
+
+    /// Does what is due: writes what is to be remembered, and tells the peers that have waited for
+    /// long enough for an API server that is away.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let waited = |restored: &Restored| restored.until.is_some_and(|until| until <= now);
+        let due = self.restored.iter().filter(|(_, restored)| waited(restored));
+        for peer in due.map(|(peer, _)| peer.clone()).collect::<Vec<_>>() {
+            warn!(%peer, then = ?self.on_api_unavailable, "the API server cannot be read");
+            if self.on_api_unavailable == OnApiUnavailable::Withdraw
+                && let Some((_, routes)) = self.announced.get(&peer)
+            {
+                let gone = routes.keys().map(|prefix| (*prefix, None)).collect();
+                self.advertise(&peer, gone);
+            }
+            if let Some(restored) = self.restored.get_mut(&peer) {
+                restored.until = None;
+            }
+            if let Some(running) = self.running.get(&peer) {
+                running.inbox.tell(|told| told.complete = true);
+            }
+        }
+        if self.write_at.is_some_and(|at| at <= now) {
+            // One at a time, so that the newest stands in the end.
+            if self.writing.as_ref().is_some_and(|writing| !writing.is_finished()) {
+                self.write_at = Some(now + WRITE_PAUSE);
+            } else {
+                self.write_at = None;
+                self.written_at = Some(now);
+                let (store, announced) = (self.store.clone(), self.announced.clone());
+                self.writing = Some(tokio::task::spawn_blocking(move || store.write(&announced)));
+            }
+        }
+    }
+
+    /// Writes what is to be remembered, if that is not what is written.
+    async fn write(&mut self) {
+        if let Some(writing) = self.writing.take() {
+            // Fails only if it panicked, which has been told.
+            let _ = writing.await;
+        }
+        if self.write_at.take().is_some() {
+            self.store.write(&self.announced);
+        }
+    }
+
+    /// The first change is written at once, as the speaker may be killed any time; those that follow
+    /// are gathered.
+    fn write_soon(&mut self) {
+        let paused = self.written_at.map(|at| at + WRITE_PAUSE);
+        self.write_at.get_or_insert_with(|| clock::now().max(paused.unwrap_or_else(clock::now)));
+    }
+
+    fn remember(&mut self, spec: &SessionSpec) {
+        let name = &spec.peer.name;
+        if memory::is_remembered(spec) {
+            let (_, routes) = self.announced.remove(name).unzip();
+            self.announced.insert(name.clone(), (spec.clone(), routes.unwrap_or_default()));
+            self.write_soon();
+        } else {
+            self.forget(name);
+        }
+    }
+
+    fn forget(&mut self, peer: &PeerName) {
+        self.restored.remove(peer);
+        if self.announced.remove(peer).is_some() {
+            self.write_soon();
+        }
+    }
+
+    fn expect(&mut self, spec: &SessionSpec) -> driver::Accepted {
+        self.listeners.tidy();
+        let peer = &spec.peer;
+        match &peer.address {
+            PeerAddress::Address(address) if peer.passive => {
+                let (hops, key) = (driver::hops(spec), driver::key(peer));
+                let vrf = peer.vrf.as_deref();
+                self.listeners
+                    .expect(*address, vrf, hops, key.as_ref())
+                    .map(Some)
+                    .map_err(|error| error.to_string())
+            }
+            PeerAddress::Address(_) | PeerAddress::Interface(_) => Ok(None),
+        }
+    }
+
+    fn bfd_for(&mut self, spec: &SessionSpec) -> Option<Arc<Bfd>> {
+        spec.bfd.as_ref()?;
+        if self.bfd.is_none() {
+            match Bfd::start(Arc::clone(&self.metrics.bfd)) {
+                Ok(bfd) => self.bfd = Some(Arc::new(bfd)),
+                Err(error) => warn!(%error, "there is no BFD: its thread cannot be started"),
+            }
+        }
+        self.bfd.clone()
     }
 }
 
@@ -111,266 +393,27 @@ impl Running {
     }
 }
 
-type Newest = watch::Receiver<Option<BTreeSet<Route>>>;
-type Connecting = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
-
-struct Driver {
-    spec: SessionSpec,
-    session: Session,
-    report: watch::Receiver<Report>,
-    metrics: Arc<Metrics>,
-    connecting: Option<Connecting>,
-    stream: Option<TcpStream>,
-    /// Bytes that the connection has not taken yet.
-    unsent: Vec<u8>,
-    /// The session closed the connection; it goes when `unsent` is written.
-    closing: bool,
-    stopping: bool,
+/// What a session has not read yet, merged: a prefix that came and went meanwhile costs nothing.
+#[derive(Debug, Default)]
+struct Inbox {
+    told: Mutex<Told>,
+    changed: Notify,
 }
 
-/// What woke the task.
-enum Wake {
-    Routes,
-    Stop(StopReason),
-    /// Whoever owned the session is gone.
-    Abandoned,
-    Connected(io::Result<TcpStream>),
-    Readable,
-    Writable,
-    Broken,
-    Timeout,
+#[derive(Debug, Default)]
+struct Told {
+    changes: Changes,
+    complete: bool,
+    settings: Option<(SessionSpec, Option<Arc<Bfd>>)>,
 }
 
-impl Driver {
-    fn new(spec: SessionSpec, report: watch::Receiver<Report>, metrics: Arc<Metrics>) -> Self {
-        let session = Session::new(spec.session_config(), rand::random());
-        Self {
-            spec,
-            session,
-            report,
-            metrics,
-            connecting: None,
-            stream: None,
-            unsent: Vec::new(),
-            closing: false,
-            stopping: false,
-        }
+impl Inbox {
+    fn tell(&self, change: impl FnOnce(&mut Told)) {
+        change(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_one();
     }
 
-    async fn run(mut self, mut routes: Newest, mut stop: oneshot::Receiver<StopReason>) {
-        let mut buffer = vec![0; READ];
-        self.feed(Event::Start);
-        loop {
-            match self.wait(&mut routes, &mut stop).await {
-                Wake::Routes => {
-                    let newest = routes.borrow_and_update().clone().unwrap_or_default();
-                    self.metrics.bgp_wanted(&self.spec.peer.name, newest.len());
-                    self.feed(Event::Advertise(newest));
-                }
-                Wake::Stop(reason) => {
-                    self.stopping = true;
-                    self.feed(Event::Stop { reason });
-                }
-                Wake::Abandoned => return,
-                Wake::Connected(Ok(stream)) => self.connected(stream),
-                Wake::Connected(Err(error)) => {
-                    info!(peer = %self.spec.peer.name, address = %self.spec.address, %error, "cannot connect");
-                    self.connecting = None;
-                    self.feed(Event::ConnectFailed);
-                }
-                Wake::Readable => self.read(&mut buffer),
-                Wake::Writable => {}
-                Wake::Broken => self.broken(),
-                Wake::Timeout => {
-                    let actions = self.session.handle_timeout(clock::now());
-                    self.perform(actions);
-                }
-            }
-            self.write();
-            if self.stopping && self.stream.is_none() {
-                self.metrics.bgp_gone(&self.spec.peer.name);
-                return;
-            }
-        }
-    }
-
-    async fn wait(
-        &mut self,
-        routes: &mut Newest,
-        stop: &mut oneshot::Receiver<StopReason>,
-    ) -> Wake {
-        let due = self.session.poll_timeout();
-        let interest = if self.unsent.is_empty() {
-            Interest::READABLE
-        } else {
-            Interest::READABLE | Interest::WRITABLE
-        };
-        tokio::select! {
-            biased;
-            reason = stop, if !self.stopping => reason.map_or(Wake::Abandoned, Wake::Stop),
-            // While bytes wait, new routes wait too: a slow peer then costs one set.
-            Ok(()) = routes.changed(), if self.unsent.is_empty() && !self.stopping => Wake::Routes,
-            connected = async { self.connecting.as_mut().expect("guarded").await },
-                if self.connecting.is_some() => Wake::Connected(connected),
-            ready = async { self.stream.as_ref().expect("guarded").ready(interest).await },
-                if self.stream.is_some() => match ready {
-                    Ok(ready) if ready.is_readable() => Wake::Readable,
-                    Ok(ready) if ready.is_writable() => Wake::Writable,
-                    Ok(_) | Err(_) => Wake::Broken,
-                },
-            () = async { sleep_until(due.expect("guarded").into()).await },
-                if due.is_some() => Wake::Timeout,
-            else => Wake::Abandoned,
-        }
-    }
-
-    fn connected(&mut self, stream: TcpStream) {
-        self.connecting = None;
-        let local = stream.local_addr().map(|address| address.ip()).ok();
-        self.stream = Some(stream);
-        self.unsent.clear();
-        self.closing = false;
-        let (local_v4, local_v6) = next_hops(local, &self.report.borrow());
-        self.feed(Event::Connected { local_v4, local_v6 });
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) {
-        let Some(stream) = &self.stream else { return };
-        match stream.try_read(buffer) {
-            Ok(0) => self.broken(),
-            Ok(length) if !self.closing => self.feed(Event::Received(&buffer[..length])),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Err(_) => self.broken(),
-        }
-    }
-
-    fn write(&mut self) {
-        while let (Some(stream), false) = (&self.stream, self.unsent.is_empty()) {
-            match stream.try_write(&self.unsent) {
-                Ok(length) => {
-                    self.unsent.drain(..length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(_) => return self.broken(),
-            }
-        }
-        if self.closing && self.unsent.is_empty() {
-            self.stream = None;
-            self.closing = false;
-        }
-    }
-
-    fn broken(&mut self) {
-        self.stream = None;
-        self.unsent.clear();
-        if !std::mem::take(&mut self.closing) {
-            self.feed(Event::Closed);
-        }
-    }
-
-    fn feed(&mut self, event: Event<'_>) {
-        let actions = self.session.handle(event, clock::now());
-        self.perform(actions);
-    }
-
-    fn perform(&mut self, actions: Vec<bgp::Action>) {
-        for action in actions {
-            match action {
-                bgp::Action::Connect => {
-                    // A connection that still drains belongs to a session that is over.
-                    self.stream = None;
-                    self.closing = false;
-                    self.connecting = Some(Box::pin(tcp::connect(connect_config(&self.spec))));
-                }
-                bgp::Action::Send(bytes) => self.unsent.extend(bytes),
-                bgp::Action::Close => {
-                    self.connecting = None;
-                    self.closing = self.stream.is_some();
-                }
-                bgp::Action::StateChanged(state) => self.tell(state),
-            }
-        }
-    }
-
-    fn tell(&self, state: StateKind) {
-        let peer = &self.spec.peer.name;
-        self.metrics.bgp_state(peer, state);
-        let stats = self.session.stats();
-        match (state, &stats.last_reset) {
-            (StateKind::Established, _) => info!(%peer, "BGP session established"),
-            (StateKind::Idle, Some(reset)) => warn!(%peer, %reset, "BGP session down"),
-            _ => info!(%peer, %state, "BGP session"),
-        }
-        let held = self.session.held_back();
-        if let Some((prefix, reason)) = held.first_key_value() {
-            warn!(%peer, %prefix, %reason, others = held.len() - 1, "route held back");
-        }
-    }
-}
-
-fn connect_config(spec: &SessionSpec) -> ConnectConfig {
-    let peer = &spec.peer;
-    ConnectConfig {
-        peer: SocketAddr::new(spec.address, peer.port),
-        source: peer.source_address,
-        multihop: peer.ebgp_multi_hop || spec.is_internal(),
-        password: peer.password.clone(),
-    }
-}
-
-/// Our address on the session for its own family; for the other one a global address of the same
-/// interface (RFC 2545 section 3 wants a next hop that the peer can reach).
-fn next_hops(
-    local: Option<IpAddr>,
-    report: &Report,
-) -> (Option<std::net::Ipv4Addr>, Option<std::net::Ipv6Addr>) {
-    let networks = report
-        .interfaces
-        .iter()
-        .map(|interface| &interface.networks)
-        .find(|networks| networks.iter().any(|network| Some(network.addr()) == local));
-    let beside = networks.into_iter().flatten().map(ipnet::IpNet::addr);
-    let (mut v4, mut v6) = (None, None);
-    for address in local.into_iter().chain(beside) {
-        match address {
-            IpAddr::V4(address) => v4 = v4.or(Some(address)),
-            IpAddr::V6(address) if !address.is_unicast_link_local() => v6 = v6.or(Some(address)),
-            IpAddr::V6(_) => {}
-        }
-    }
-    (v4, v6)
-}
-
-#[cfg(test)]
-mod tests {
-    use layer2::{Interface, InterfaceIndex};
-
-    use super::*;
-
-    fn report(networks: &[&str]) -> Report {
-        let interface = Interface {
-            index: InterfaceIndex(2),
-            name: "eth0".into(),
-            mac: [2, 0, 0, 0, 1, 1],
-            up: true,
-            networks: networks.iter().map(|network| network.parse().unwrap()).collect(),
-            link_local: None,
-            gateways: Vec::new(),
-            arp: true,
-        };
-        Report { interfaces: vec![interface], ..Report::default() }
-    }
-
-    #[test]
-    fn the_other_familys_next_hop_is_of_the_same_interface() {
-        let both = report(&["10.0.0.11/24", "fe80::1/64", "fd00:a::11/64"]);
-        let v4 = Some("10.0.0.11".parse().unwrap());
-        let v6 = Some("fd00:a::11".parse().unwrap());
-        assert_eq!(next_hops(Some("10.0.0.11".parse().unwrap()), &both), (v4, v6));
-        assert_eq!(next_hops(Some("fd00:a::11".parse().unwrap()), &both), (v4, v6));
-        let elsewhere = Some("192.0.2.1".parse().unwrap());
-        assert_eq!(next_hops(elsewhere, &both), (Some("192.0.2.1".parse().unwrap()), None));
-        assert_eq!(next_hops(None, &both), (None, None));
+    fn take(&self) -> Told {
+        std::mem::take(&mut self.told.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -14,11 +14,11 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -68,6 +68,28 @@ pub enum MemoryError {
     Torn,
     #[error("line {line}: {reason}")]
     Line { line: usize, reason: String },
+}
+
+/// Lets a group write into the directory `directory`, and into what lies in it: this user's own, that
+/// is; the rest is left alone. A Pod's directory of the node is root's, and its speaker is not root.
+///
+/// # Errors
+/// When the directory is another user's, or this process is not of that group.
+pub fn share(directory: &Path, group: u32) -> io::Result<()> {
+    let give = |path: &Path, mode| {
+        lchown(path, None, Some(group))?;
+        fs::set_permissions(path, Permissions::from_mode(mode))
+    };
+    give(directory, 0o770)?;
+    let own = fs::metadata(directory)?.uid();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_file() && metadata.uid() == own {
+            give(&entry.path(), 0o660)?;
+        }
+    }
+    Ok(())
 }
 
 /// The content of a file. `handed_over` is when the last of what is handed over was.
@@ -461,7 +483,10 @@ impl From<&Candidates> for CandidatesObject {
         Self {
             nodes: nodes.iter().map(text).collect(),
             preference: preference.iter().map(|(node, score)| (text(node), *score)).collect(),
-            interfaces: interfaces.iter().map(|(node, on)| (text(node), on.clone())).collect(),
+            interfaces: interfaces
+                .iter()
+                .map(|(node, on)| (text(node), on.iter().cloned().collect()))
+                .collect(),
         }
     }
 }
@@ -472,7 +497,10 @@ impl From<CandidatesObject> for Candidates {
         Self {
             nodes: nodes.into_iter().map(Into::into).collect(),
             preference: preference.into_iter().map(|(node, score)| (node.into(), score)).collect(),
-            interfaces: interfaces.into_iter().map(|(node, on)| (node.into(), on)).collect(),
+            interfaces: interfaces
+                .into_iter()
+                .map(|(node, on)| (node.into(), on.into_iter().collect()))
+                .collect(),
         }
     }
 }

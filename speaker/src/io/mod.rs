@@ -7,6 +7,8 @@
 //!                                      '--> statuses, Events (never waited for)
 //! ```
 
+pub mod allocator;
+pub mod bfd;
 pub mod bgp;
 pub mod clock;
 pub mod filter;
@@ -15,13 +17,13 @@ pub mod link;
 pub mod memory;
 pub mod metrics;
 pub mod packet;
+pub mod privileges;
 pub mod status;
 pub mod tcp;
 pub mod wire;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use ::bgp::StopReason;
 use anyhow::{Context as _, Result};
 use config::NodeName;
 use futures::{
@@ -87,6 +89,11 @@ pub struct Settings {
     pub gratuitous_refresh: Option<Duration>,
     pub exclude: link::Exclude,
     pub options: Options,
+    /// Between telling the routers that the node is drained and leaving them.
+    pub bgp_drain_time: Duration,
+    /// Where passive peers connect to.
+    pub bgp_listen_port: u16,
+    pub on_api_unavailable: bgp::OnApiUnavailable,
     pub metrics: Option<MetricsServer>,
     pub health: Option<SocketAddr>,
 }
@@ -122,7 +129,19 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
     })
     .context("cannot start the wire thread")?;
     let wire = Arc::new(wire);
-    serve_probes(&settings, &clients.write, &metrics, &wire, ready, &stop).await?;
+    let sessions = bgp::Sessions::new(
+        bgp::SessionsConfig {
+            node: settings.node.clone(),
+            run_dir: settings.run_dir.clone(),
+            port: settings.bgp_listen_port,
+            on_api_unavailable: settings.on_api_unavailable,
+        },
+        report.clone(),
+        Arc::clone(&metrics),
+    );
+    let board = sessions.board();
+    serve_probes(&settings, &clients.write, &metrics, &wire, Arc::clone(&board), ready, &stop)
+        .await?;
     let interfaces = Arc::clone(&wire);
     tokio::spawn(link::watch(settings.exclude.clone(), move |all| interfaces.interfaces(all)));
 
@@ -144,6 +163,8 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
             Some(_) => status::Others::Heard(report.clone()),
             None => status::Others::Unheard,
         },
+        board,
+        events: events.clone(),
     };
     tokio::spawn(writer.run(updates));
 
@@ -151,17 +172,14 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
         me: settings.node.clone(),
         heartbeat: settings.heartbeat.map(|address| address.ip()),
         options: settings.options.clone(),
+        bgp_drain_time: settings.bgp_drain_time,
     });
-    let mut shell = Shell {
-        node: settings.node.clone(),
-        wire,
-        sessions: bgp::Sessions::new(report.clone(), Arc::clone(&metrics)),
-        events,
-        statuses,
-        metrics,
-    };
+    let mut shell =
+        Shell { node: settings.node.clone(), wire, sessions, events, statuses, metrics };
+    let mut tidying = allocator::Tidying::default();
     loop {
-        let due = planner.poll_timeout();
+        let due = [planner.poll_timeout(), tidying.poll_timeout(), shell.sessions.poll_timeout()];
+        let due = due.into_iter().flatten().min();
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -176,28 +194,35 @@ pub async fn run(settings: Settings, clients: Clients, stop: CancellationToken) 
             () = outbox.changed() => {
                 planner.handle(Event::Addresses(outbox.take()), clock::now());
             }
-            Some(inputs) = inputs.next() => for input in inputs {
-                match input {
-                    Input::Event(event) => {
-                        planner.handle(event, clock::now());
-                    }
-                    Input::Listed => {
-                        unlisted -= 1;
-                        if unlisted == 0 {
-                            info!("everything is listed");
-                            planner.handle(Event::Synced, clock::now());
-                            listed.fulfill();
+            Some(inputs) = inputs.next() => {
+                tidying.passed(inputs.len(), clock::now());
+                for input in inputs {
+                    match input {
+                        Input::Event(event) => {
+                            planner.handle(event, clock::now());
+                        }
+                        Input::Listed => {
+                            unlisted -= 1;
+                            if unlisted == 0 {
+                                info!("everything is listed");
+                                planner.handle(Event::Synced, clock::now());
+                                listed.fulfill();
+                            }
                         }
                     }
                 }
-            },
+            }
             () = async { sleep_until(due.expect("guarded").into()).await }, if due.is_some() => {}
         }
-        for action in planner.handle_timeout(clock::now()) {
+        tidying.handle_timeout(clock::now());
+        shell.sessions.handle_timeout(clock::now());
+        let actions = planner.handle_timeout(clock::now());
+        tidying.passed(actions.len(), clock::now());
+        for action in actions {
             shell.perform(action).await;
         }
     }
-    shell.leave(&mut report).await;
+    shell.leave(&mut planner, &mut report).await;
     Ok(())
 }
 
@@ -206,6 +231,7 @@ async fn serve_probes(
     client: &Client,
     metrics: &Arc<metrics::Metrics>,
     wire: &Arc<wire::WireHandle>,
+    board: Arc<bgp::board::Board>,
     ready: Ready,
     stop: &CancellationToken,
 ) -> Result<()> {
@@ -215,6 +241,7 @@ async fn serve_probes(
     if let Some(server) = settings.metrics.clone() {
         let mut registry = Registry::default();
         metrics.register(&mut registry);
+        registry.register_collector(Box::new(metrics::bgp::BgpMetrics(board)));
         let registry = Arc::new(registry);
         let collected = Arc::clone(&metrics.collected);
         let wire = Arc::clone(wire);
@@ -321,10 +348,10 @@ impl Shell {
         match action {
             Action::Wanted(wanted) => self.wire.wanted(wanted),
             Action::OpenSession(spec) => self.sessions.open(*spec),
-            Action::CloseSession(peer) => {
-                self.sessions.close(&peer, StopReason::PeerDeconfigured);
-            }
-            Action::Advertise { peer, routes } => self.sessions.advertise(&peer, routes),
+            Action::UpdateSession(spec) => self.sessions.update(*spec),
+            Action::CloseSession { peer, reason } => self.sessions.close(&peer, reason),
+            Action::Advertise { peer, changes } => self.sessions.advertise(&peer, changes),
+            Action::Complete => self.sessions.complete(),
             Action::ServiceStatus { service, status } => {
                 self.metrics.collected.service(&self.node, &service, &status);
                 self.write(status::Update::Service { service, status }).await;
@@ -374,10 +401,23 @@ impl Shell {
         self.events.publish(reference(note.about), event);
     }
 
-    /// Make before break: the addresses are handed over while this node still answers.
-    async fn leave(&mut self, report: &mut watch::Receiver<Report>) {
+    /// Make before break: the addresses are handed over while this node still answers, and routers
+    /// turn away while it still forwards, unless they keep its routes until the speaker is back.
+    async fn leave(&mut self, planner: &mut Planner, report: &mut watch::Receiver<Report>) {
         info!("stopping");
         self.wire.leave();
+        if planner.node_goes() || self.sessions.close_restartable().await {
+            planner.handle(Event::Leave, clock::now());
+            while !planner.has_left() {
+                for action in planner.handle_timeout(clock::now()) {
+                    self.perform(action).await;
+                }
+                if let Some(due) = planner.poll_timeout() {
+                    sleep_until(due.into()).await;
+                }
+            }
+            self.sessions.left().await;
+        }
         let left = async {
             while !report.borrow_and_update().left {
                 if report.changed().await.is_err() {
@@ -389,7 +429,6 @@ impl Shell {
             warn!("no other node took all addresses over in time");
         }
         self.wire.stop();
-        self.sessions.close_all("the speaker is stopping").await;
         let ended = async { while report.changed().await.is_ok() {} };
         if timeout(HANDOVER, ended).await.is_err() {
             warn!("what this speaker is to remember may not be written yet");

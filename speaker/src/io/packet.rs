@@ -1,14 +1,14 @@
 //! Packet sockets (packet(7)) and the few system calls around them that socket2 does not offer.
 //!
-//! All `unsafe` of the speaker is in this file. Nothing here decides anything: frames go in and out
-//! as they are, and the kernel throws away what a filter does not let through, before it wakes
-//! anybody.
+//! All `unsafe` of the speaker is in this file and in [`super::allocator`]. Nothing here decides
+//! anything: frames go in and out as they are, and the kernel throws away what a filter does not let
+//! through, before it wakes anybody.
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
@@ -302,7 +302,7 @@ fn link_layer_address(interface: InterfaceIndex, ethertype: i32) -> io::Result<S
 }
 
 /// For numbers of the kernel's interface, which libc gives wider types than they need.
-fn narrow<T: TryFrom<V, Error: Debug>, V>(value: V) -> T {
+pub(super) fn narrow<T: TryFrom<V, Error: Debug>, V>(value: V) -> T {
     T::try_from(value).expect("the kernel's own numbers fit")
 }
 
@@ -422,44 +422,13 @@ pub fn raise_priority() -> io::Result<Priority> {
     Ok(Priority::Nice)
 }
 
-/// Signs a TCP socket's segments to and from `peer` with a key (RFC 2385); before it connects.
-///
-/// # Errors
-/// `InvalidInput` when the key has not 1 to 80 octets; what the kernel says when it cannot do that.
-pub fn set_tcp_md5(socket: &Socket, peer: SocketAddr, key: &[u8]) -> io::Result<()> {
-    let length = key.len();
-    let mut octets = [0; libc::TCP_MD5SIG_MAXKEYLEN];
-    let (Some(room), true) = (octets.get_mut(..length), length > 0) else {
-        let message = format!("the password has {length} bytes; TCP MD5 allows 1 to 80");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
-    };
-    room.copy_from_slice(key);
-    let signature = TcpMd5Signature {
-        address: SockAddr::from(peer).as_storage(),
-        flags: 0,
-        prefix_length: 0,
-        key_length: narrow(length),
-        interface: 0,
-        key: octets,
-    };
-    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_MD5SIG, &signature)
-}
-
-/// `struct tcp_md5sig` of linux/tcp.h.
-#[repr(C)]
-struct TcpMd5Signature {
-    address: SockAddrStorage,
-    flags: u8,
-    prefix_length: u8,
-    key_length: u16,
-    interface: i32,
-    key: [u8; libc::TCP_MD5SIG_MAXKEYLEN],
-}
-
-const _: () = assert!(size_of::<TcpMd5Signature>() == 216);
-
 #[expect(unsafe_code, reason = "socket2 lacks these options")]
-fn set_option<T>(fd: BorrowedFd<'_>, level: i32, name: i32, value: &T) -> io::Result<()> {
+pub(super) fn set_option<T>(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+    value: &T,
+) -> io::Result<()> {
     let fd: RawFd = fd.as_raw_fd();
     // SAFETY: pointer and length describe `value`, which outlives the call; the kernel only reads.
     check(unsafe {
@@ -520,16 +489,5 @@ mod tests {
         wake.clear();
         wait(&mut watched, Some(Duration::ZERO)).unwrap();
         assert!(!watched[0].readable());
-    }
-
-    #[test]
-    fn a_password_that_tcp_md5_cannot_carry_is_refused_with_its_length() {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-        let peer = "192.0.2.1:179".parse().unwrap();
-        for length in [0, 81] {
-            let error = set_tcp_md5(&socket, peer, &vec![b'x'; length]).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
-            assert!(error.to_string().contains(&format!("{length} bytes")));
-        }
     }
 }

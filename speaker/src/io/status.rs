@@ -1,4 +1,5 @@
-//! Keeps ServiceL2Status, ServiceBGPStatus and ConfigurationState equal to what the planner says.
+//! Keeps ServiceL2Status, ServiceBGPStatus and ConfigurationState equal to what the planner says, and
+//! BGPSessionState to what the sessions say.
 //!
 //! Announcing never waits for any of this: the writer lags behind an API server that is slow or
 //! away and then writes only the newest. It reads its own objects once, at the start, and writes
@@ -6,17 +7,15 @@
 
 mod books;
 mod object;
+mod sessions;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use config::NodeName;
-use crds::{ConfigurationState, ServiceBGPStatus, ServiceL2Status};
+use config::{NodeName, PeerName};
+use crds::{BGPPeer, BGPSessionState, ConfigurationState, ServiceBGPStatus, ServiceL2Status};
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use k8s_openapi::{
+    api::core::v1::ObjectReference,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
     jiff::Timestamp,
 };
@@ -24,25 +23,28 @@ use kube::{
     Api, Client, Resource,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     core::{NamespaceResourceScope, Status as ApiStatus},
+    runtime::events::{Event, EventType},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use shell::{
     client::{RequestError, request},
+    events::Events,
     state,
 };
 use tokio::{
     sync::{OnceCell, mpsc, watch},
     time::{Instant, sleep, sleep_until},
 };
-use tracing::debug;
+use tracing::{debug, warn};
 
 use self::{
-    books::{Books, Job, Kind, Object, What, written_before},
+    books::{Books, Job, NUMBERS, Object, What, Witnesses, written_before},
     object::Status,
+    sessions::{SessionNote, SessionNoteKind, SessionNotes},
 };
-use crate::{status::ServiceStatus, view::ServiceKey, wire::Report};
+use crate::{io::bgp::board::Board, status::ServiceStatus, view::ServiceKey, wire::Report};
 
 /// Changes waiting for the writer. When it is full the planner's shell waits: that is only reached
 /// with more changed Services than this and an API server that answers slowly.
@@ -58,6 +60,9 @@ const MANAGER: &str = "berth-speaker";
 const NODE_LABEL: &str = "metallb.io/node";
 const NAME_LABEL: &str = "metallb.io/service-name";
 const NAMESPACE_LABEL: &str = "metallb.io/service-namespace";
+const PEER_LABEL: &str = "metallb.io/peer";
+/// Longest value of a label.
+const LONGEST_LABEL: usize = 63;
 
 /// One thing to write; only the newest of a kind and Service counts.
 #[derive(Debug)]
@@ -75,6 +80,9 @@ pub struct Writer {
     /// Our own Pod, if its name is known: what is written goes when it goes.
     pub pod: Option<String>,
     pub others: Others,
+    /// What the BGP sessions say.
+    pub board: Arc<Board>,
+    pub events: Events,
 }
 
 /// What is known of the other speakers.
@@ -96,6 +104,10 @@ impl Writer {
     /// Writes until the planner's shell ends.
     pub async fn run(self, mut updates: mpsc::Receiver<Update>) {
         let mut others = self.others.clone();
+        let (board, events) = (self.board, self.events);
+        let mut notes = SessionNotes::default();
+        // Numbers change unheard.
+        let mut look_at = None;
         let requests = Arc::new(Requests {
             client: self.client,
             namespace: self.namespace,
@@ -128,7 +140,7 @@ impl Writer {
                 biased;
                 update = updates.recv() => match update {
                     Some(Update::Service { service, status }) => {
-                        books.want(&service, status, Instant::now());
+                        books.want(&service, status, others.witnesses(), Instant::now());
                     }
                     Some(Update::Config { errors }) => {
                         let first = config.is_none();
@@ -142,7 +154,7 @@ impl Writer {
                 Some(done) = under_way.next() => match done {
                     Done::Wrote(job, result) => {
                         if let Err(error) = &result {
-                            debug!(%error, service = %job.object.1, "status not written, will retry");
+                            debug!(%error, object = ?job.object, "status not written, will retry");
                         }
                         books.done(&job, result.is_ok(), Instant::now());
                     }
@@ -161,9 +173,8 @@ impl Writer {
                             }));
                         }
                     }
-                    Done::Swept(Ok(own)) => for (kind, all) in own {
-                        books.compare(kind, &all, Instant::now());
-                    },
+                    Done::Swept(Ok(own)) => books.compare(&own, Instant::now()),
+                    Done::Noted => {}
                     Done::Swept(Err(error)) => {
                         debug!(%error, "statuses of dead nodes not removed, will retry");
                         sweep = Some(Instant::now() + DEAD);
@@ -175,6 +186,21 @@ impl Writer {
                         live = now;
                         sweep = Some(Instant::now() + DEAD);
                     }
+                }
+                () = async {
+                    tokio::select! {
+                        () = board.changed() => {}
+                        () = until(look_at), if look_at.is_some() => {}
+                    }
+                } => {
+                    let (views, now) = (board.views(), Instant::now());
+                    books.sessions(&requests.me, &views, now, Timestamp::now());
+                    for note in notes.take(&requests.me, &views, now.into_std()) {
+                        under_way.push(Box::pin(Arc::clone(&requests).note(events.clone(), note)));
+                    }
+                    let again = books.has_sessions().then(|| now + NUMBERS);
+                    let told = notes.poll_timeout().map(Instant::from_std);
+                    look_at = again.into_iter().chain(told).min();
                 }
                 () = until(sweep), if sweep.is_some() => {
                     sweep = None;
@@ -195,6 +221,13 @@ impl Others {
         }
     }
 
+    fn witnesses(&self) -> Witnesses {
+        match self {
+            Self::Heard(report) if !report.borrow().live.is_empty() => Witnesses::Some,
+            Self::Heard(_) | Self::Unheard => Witnesses::None,
+        }
+    }
+
     async fn changed(&mut self) {
         if let Self::Heard(report) = self
             && report.changed().await.is_ok()
@@ -211,7 +244,8 @@ enum Done {
     Wrote(Box<Job>, anyhow::Result<()>),
     Configured(Vec<String>, anyhow::Result<()>),
     /// With all that the API server has of this node.
-    Swept(anyhow::Result<BTreeMap<Kind, BTreeSet<ServiceKey>>>),
+    Swept(anyhow::Result<BTreeSet<Object>>),
+    Noted,
 }
 
 async fn until(time: Option<Instant>) {
@@ -242,7 +276,7 @@ impl Requests {
             let status = Status::Layer2(object.status.unwrap_or_default());
             if let Some(key) = key_of(&object.metadata) {
                 let written = written_before(&status, ours(&object.metadata));
-                books.found((Kind::Layer2, key), written, now);
+                books.found(Object::Layer2(key), written, now);
             }
         })
         .await?;
@@ -250,10 +284,34 @@ impl Requests {
             let status = Status::Bgp(object.status.unwrap_or_default());
             if let Some(key) = key_of(&object.metadata) {
                 let written = written_before(&status, ours(&object.metadata));
-                books.found((Kind::Bgp, key), written, now);
+                books.found(Object::Bgp(key), written, now);
             }
         })
-        .await
+        .await?;
+        let sessions = self.each::<BGPSessionState>(|object| {
+            if let Some(peer) = peer_of(&object) {
+                let status = Status::Session(Box::new(object.status.unwrap_or_default()));
+                let written = written_before(&status, ours(&object.metadata));
+                books.found(Object::Session(peer), written, now);
+            }
+        });
+        self.unless_unknown(sessions.await)
+    }
+
+    /// The kind is younger than the others: a cluster without it, or whose roles do not have it, is
+    /// told everything else.
+    fn unless_unknown(&self, result: anyhow::Result<()>) -> anyhow::Result<()> {
+        let Err(error) = result else { return Ok(()) };
+        let status = error.downcast_ref::<RequestError>().and_then(RequestError::status);
+        if status.is_some_and(|status| status.is_not_found() || status.is_forbidden()) {
+            warn!(
+                %error,
+                "the state of BGP sessions is not shown: the kind BGPSessionState is not \
+                 installed, or the speaker may not write it; apply Berth's manifests anew"
+            );
+            return Ok(());
+        }
+        Err(error)
     }
 
     /// Visits all objects of this node.
@@ -277,9 +335,10 @@ impl Requests {
     }
 
     async fn perform(&self, job: &Job) -> anyhow::Result<()> {
-        match job.object.0 {
-            Kind::Layer2 => self.write::<ServiceL2Status>(job).await,
-            Kind::Bgp => self.write::<ServiceBGPStatus>(job).await,
+        match job.object {
+            Object::Layer2(_) => self.write::<ServiceL2Status>(job).await,
+            Object::Bgp(_) => self.write::<ServiceBGPStatus>(job).await,
+            Object::Session(_) => self.write::<BGPSessionState>(job).await,
         }
     }
 
@@ -296,7 +355,7 @@ impl Requests {
         match &job.what {
             What::Delete => return Ok(delete(&api, &name).await?),
             What::Create(..) => {
-                if self.create(&api, &name, &job.object.1).await? == Created::WasThere {
+                if self.create(&api, &name, &job.object).await? == Created::WasThere {
                     self.adopt(&api, &name).await?;
                 }
             }
@@ -305,7 +364,7 @@ impl Requests {
                     if !error.status().is_some_and(ApiStatus::is_not_found) {
                         return Err(error.into());
                     }
-                    self.create(&api, &name, &job.object.1).await?;
+                    self.create(&api, &name, &job.object).await?;
                 }
             }
             What::Update(..) => {}
@@ -318,7 +377,7 @@ impl Requests {
         match patch_status(&api, &name, status).await {
             // Somebody removed it.
             Err(error) if error.status().is_some_and(ApiStatus::is_not_found) => {
-                self.create(&api, &name, &job.object.1).await?;
+                self.create(&api, &name, &job.object).await?;
                 Ok(patch_status(&api, &name, status).await?)
             }
             other => Ok(other?),
@@ -326,25 +385,23 @@ impl Requests {
     }
 
     /// The API server takes no status with a new object, so this is one write of two.
-    async fn create<K>(
-        &self,
-        api: &Api<K>,
-        name: &str,
-        service: &ServiceKey,
-    ) -> anyhow::Result<Created>
+    async fn create<K>(&self, api: &Api<K>, name: &str, object: &Object) -> anyhow::Result<Created>
     where
         K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Serialize,
     {
-        let labels = [
-            (NODE_LABEL, &*self.me),
-            (NAME_LABEL, &*service.name),
-            (NAMESPACE_LABEL, &*service.namespace),
-        ];
-        let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let about = match object {
+            Object::Layer2(service) | Object::Bgp(service) => vec![
+                (NAME_LABEL, service.name.to_string()),
+                (NAMESPACE_LABEL, service.namespace.to_string()),
+            ],
+            Object::Session(peer) => vec![(PEER_LABEL, peer_label(peer))],
+        };
+        let labels = about.into_iter().chain([(NODE_LABEL, self.me.to_string())]);
+        let labels = labels.map(|(name, value)| (name.to_owned(), value));
         let metadata = ObjectMeta {
             name: Some(name.to_owned()),
             namespace: Some(self.namespace.clone()),
-            labels: Some(labels.into()),
+            labels: Some(labels.collect()),
             owner_references: self.owner().await.map(|owner| vec![owner.clone()]),
             ..ObjectMeta::default()
         };
@@ -401,7 +458,8 @@ impl Requests {
         });
         let status = json!({"result": result, "errorSummary": summary, "conditions": [condition]});
         let body = json!({"status": status});
-        state::write(&api, MANAGER, &name, labels, None, body).await?;
+        let owner = self.owner().await;
+        state::write(&api, MANAGER, &name, labels, owner, body).await?;
         Ok(())
     }
 
@@ -412,10 +470,18 @@ impl Requests {
             if live.first().is_none_or(|first| self.me < *first) {
                 self.remove_all_but::<ServiceL2Status>(&live).await?;
                 self.remove_all_but::<ServiceBGPStatus>(&live).await?;
+                let sessions = self.remove_all_but::<BGPSessionState>(&live).await;
+                self.unless_unknown(sessions)?;
             }
-            let layer2 = self.own_keys::<ServiceL2Status>().await?;
-            let bgp = self.own_keys::<ServiceBGPStatus>().await?;
-            Ok(BTreeMap::from([(Kind::Layer2, layer2), (Kind::Bgp, bgp)]))
+            let layer2 = self.own_keys::<ServiceL2Status>().await?.into_iter();
+            let bgp = self.own_keys::<ServiceBGPStatus>().await?.into_iter();
+            let services = layer2.map(Object::Layer2).chain(bgp.map(Object::Bgp));
+            let mut own: BTreeSet<Object> = services.collect();
+            let sessions = self.each::<BGPSessionState>(|object| {
+                own.extend(peer_of(&object).map(Object::Session));
+            });
+            self.unless_unknown(sessions.await)?;
+            Ok(own)
         };
         Done::Swept(swept.await)
     }
@@ -442,6 +508,35 @@ impl Requests {
             result?;
         }
         Ok(())
+    }
+
+    /// Says of a BGPPeer what became of the session with it.
+    async fn note(self: Arc<Self>, events: Events, note: SessionNote) -> Done {
+        let (type_, reason) = match note.kind {
+            SessionNoteKind::Up => (EventType::Normal, "BGPSessionUp"),
+            SessionNoteKind::Down => (EventType::Warning, "BGPSessionDown"),
+        };
+        // `kubectl describe` asks for the Events of this very object.
+        let named = ListParams::default().fields(&format!("metadata.name={}", note.peer));
+        let found = request(self.api::<BGPPeer>().list_metadata(&named)).await;
+        let found = found.ok().and_then(|list| list.items.into_iter().next());
+        let regarding = ObjectReference {
+            api_version: Some(BGPPeer::api_version(&()).into_owned()),
+            kind: Some(BGPPeer::kind(&()).into_owned()),
+            namespace: Some(self.namespace.clone()),
+            name: Some(note.peer.to_string()),
+            uid: found.and_then(|peer| peer.metadata.uid),
+            ..ObjectReference::default()
+        };
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.text),
+            action: "Announce".to_owned(),
+            secondary: None,
+        };
+        events.publish(regarding, event);
+        Done::Noted
     }
 
     async fn own_keys<K>(&self) -> anyhow::Result<BTreeSet<ServiceKey>>
@@ -472,15 +567,36 @@ impl Requests {
     }
 
     /// Named after what it tells of, so that a restarted speaker finds its own again.
-    fn name_of(&self, (kind, service): &Object) -> String {
-        let kind = match kind {
-            Kind::Layer2 => "l2",
-            Kind::Bgp => "bgp",
+    fn name_of(&self, object: &Object) -> String {
+        let (kind, about) = match object {
+            Object::Layer2(service) => ("l2", service.to_string()),
+            Object::Bgp(service) => ("bgp", service.to_string()),
+            Object::Session(peer) => ("session", peer.to_string()),
         };
-        let digest = Sha256::digest(format!("{service}#{}", self.me));
-        let hex: String = digest[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        format!("{kind}-{hex}")
+        format!("{kind}-{}", hex(&format!("{about}#{}", self.me)))
     }
+}
+
+/// 16 digits.
+fn hex(text: &str) -> String {
+    Sha256::digest(text)[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Names may be longer than labels.
+fn peer_label(peer: &PeerName) -> String {
+    if peer.len() <= LONGEST_LABEL {
+        return peer.to_string();
+    }
+    let digits = hex(peer);
+    // Names of objects are ASCII.
+    let kept: String = peer.chars().take(LONGEST_LABEL - 1 - digits.len()).collect();
+    format!("{kept}-{digits}")
+}
+
+fn peer_of(object: &BGPSessionState) -> Option<PeerName> {
+    let told = object.status.as_ref().and_then(|status| status.peer.as_deref());
+    let label = || object.metadata.labels.as_ref()?.get(PEER_LABEL).map(String::as_str);
+    told.or_else(label).map(PeerName::from)
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -17,9 +17,10 @@ use super::{Action, Planner};
 use crate::{
     plan::Refusal,
     status::{
-        AddressStatus, BgpStatus, Layer2Status, Note, NoteKind, ServiceStatus, Subject, conflict,
+        AddressStatus, BgpStatus, Foreign, Layer2Status, Note, NoteKind, ServiceStatus, Subject,
+        conflict,
     },
-    view::{DRAIN_ANNOTATION, Drain, ServiceKey},
+    view::{Cluster, DRAIN_ANNOTATION, Drain, ServiceKey, Shared},
 };
 
 /// An address that nobody answers for is spoken of after so long: at a start and at a take-over
@@ -29,8 +30,9 @@ const GRACE: Duration = Duration::from_secs(3);
 /// What was told, and what may have to be.
 #[derive(Debug, Default)]
 pub(super) struct Telling {
-    /// What the wire knows.
-    states: BTreeMap<IpAddr, AddressState>,
+    /// What the wire knows. Of most addresses it is the same.
+    states: BTreeMap<IpAddr, Arc<AddressState>>,
+    known: Shared<AddressState>,
     /// How many of them this node answers for.
     answered: usize,
     live: BTreeSet<NodeName>,
@@ -99,7 +101,7 @@ impl Planner {
         let telling = &mut self.telling;
         for (address, state) in states {
             let foreign = |state: Option<&AddressState>| state.and_then(|s| conflict(me, s));
-            let before = foreign(telling.states.get(&address));
+            let before = foreign(telling.states.get(&address).map(|state| &**state));
             let now = foreign(state.as_ref());
             let answers = state.as_ref().is_some_and(|state| state.stage.answers());
             let asked = self.by_address.get(&address);
@@ -107,11 +109,12 @@ impl Planner {
             // Where another node answers now it is for that one to say what it hears.
             let elsewhere = state.as_ref().and_then(|state| state.owner.as_ref());
             let elsewhere = elsewhere.is_some_and(|owner| owner != me);
-            if before != now && !(now.is_none() && elsewhere) {
+            // Where it was seen may change while nothing else does.
+            let mac = |foreign: &Option<Foreign>| foreign.as_ref().map(|foreign| foreign.mac);
+            if mac(&before) != mac(&now) && !(now.is_none() && elsewhere) {
                 for key in keys {
-                    let uid = self.cluster.services.get(key).map(|service| service.uid.clone());
-                    let about = Subject::Service { key: key.clone(), uid: uid.unwrap_or_default() };
-                    telling.notes.push(Note::conflict(&about, address, now, answers));
+                    let about = subject(&self.cluster, key);
+                    telling.notes.push(Note::conflict(&about, address, now.as_ref(), answers));
                 }
             }
             if answers {
@@ -119,7 +122,10 @@ impl Planner {
             }
             telling.untold.extend(keys.iter().cloned());
             let before = match state {
-                Some(state) => telling.states.insert(address, state),
+                Some(state) => {
+                    let state = telling.known.one(Arc::new(state));
+                    telling.states.insert(address, state)
+                }
                 None => telling.states.remove(&address),
             };
             let answered = before.is_some_and(|before| before.stage.answers());
@@ -197,7 +203,8 @@ impl Planner {
             }
             actions.push(Action::ServiceStatus { service: key, status });
         }
-        if self.telling.drain == Draining::Begun && self.telling.answered == 0 {
+        let is_gone = self.telling.answered == 0 && !self.bgp.announce();
+        if self.telling.drain == Draining::Begun && is_gone {
             self.telling.drain = Draining::Told;
             let me = &self.settings.me;
             let text = format!("node {me:?} is drained: it answers for no address any more");
@@ -208,8 +215,7 @@ impl Planner {
     }
 
     pub(super) fn subject(&self, key: &ServiceKey) -> Subject {
-        let uid = self.cluster.services.get(key).map(|service| service.uid.clone());
-        Subject::Service { key: key.clone(), uid: uid.unwrap_or_default() }
+        subject(&self.cluster, key)
     }
 
     fn status_of(
@@ -247,8 +253,14 @@ impl Planner {
         if let Some(reason) = refused {
             addresses.extend(all.iter().map(|one| AddressStatus::unanswered(*one, reason)));
         }
-        let bgp = plan.bgp.as_ref().ok().map(|routes| BgpStatus {
-            peers: routes.keys().cloned().collect(),
+        let bgp = plan.routes().filter(|_| self.bgp.announce()).map(|plan| BgpStatus {
+            peers: plan
+                .peers
+                .iter()
+                .map(|(peer, routes)| {
+                    (peer.clone(), routes.iter().map(|route| route.prefix).collect())
+                })
+                .collect(),
             addresses: all.iter().copied().filter(|address| self.is_for_bgp(*address)).collect(),
         });
 
@@ -294,7 +306,11 @@ impl Planner {
             | Refusal::NoCandidate(_)
             | Refusal::NotOwner(_)
             | Refusal::LocalPrefConflict(_)
-            | Refusal::NoPeer(_) => self.telling.is_teller(&self.settings.me, None),
+            | Refusal::NoPeer(_)
+            | Refusal::PeerNotNamed(_)
+            | Refusal::PeerWithoutFamily { .. }
+            | Refusal::Damped
+            | Refusal::NodeDrained(_) => self.telling.is_teller(&self.settings.me, None),
         }
     }
 
@@ -312,7 +328,7 @@ impl Planner {
     ) -> Option<Note> {
         let me = &self.settings.me;
         let named = candidates.interfaces.get(me)?;
-        if !named.is_disjoint(&self.telling.interfaces) {
+        if named.iter().any(|name| self.telling.interfaces.contains(name)) {
             self.telling.failed.remove(&address);
             return None;
         }
@@ -328,6 +344,11 @@ impl Planner {
             ),
         })
     }
+}
+
+fn subject(cluster: &Cluster, key: &ServiceKey) -> Subject {
+    let uid = cluster.services.get(key).map(|service| service.uid.to_string());
+    Subject::Service { key: key.clone(), uid: uid.unwrap_or_default().into() }
 }
 
 /// MetalLB's word for a node that is not to answer; here no node is.

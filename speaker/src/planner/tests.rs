@@ -1,6 +1,7 @@
-use std::time::Duration;
+use std::{net::Ipv4Addr, time::Duration};
 
-use ownership::{Proof, Stage};
+use ipnet::IpNet;
+use ownership::{Proof, Stage, Stranger};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -17,6 +18,7 @@ fn planner() -> (Planner, Instant) {
         me: "n1".into(),
         heartbeat: Some(IpAddr::from([10, 0, 0, 1])),
         options: Options::default(),
+        bgp_drain_time: Duration::from_secs(5),
     };
     (Planner::new(settings), Instant::now())
 }
@@ -102,8 +104,9 @@ fn the_first_plan_waits_for_every_list_and_then_says_everything() {
     assert_eq!(wanted.draining, Some(false));
     assert!(actions.iter().any(|a| matches!(a, Action::OpenSession(spec)
         if spec.router_id == Ipv4Addr::new(10, 0, 0, 1))));
-    let told = |a: &Action| matches!(a, Action::Advertise { routes, .. } if routes.is_empty());
-    assert!(actions.iter().any(told), "an empty set too, or End-of-RIB would never be sent");
+    assert!(!actions.iter().any(|a| matches!(a, Action::Advertise { .. })));
+    let complete = |a: &&Action| **a == Action::Complete;
+    assert_eq!(actions.iter().filter(complete).count(), 1, "or End-of-RIB would never be sent");
 }
 
 #[test]
@@ -218,14 +221,15 @@ fn owning_is_told_once() {
 #[test]
 fn a_conflict_is_told_when_it_is_found_and_when_it_is_gone() {
     let (mut planner, now, _) = boot();
-    let mac = Some([2, 0, 0, 0, 0, 9]);
-    let found = AddressState { conflict: mac, ..state(None, Stage::Idle) };
+    let stranger = Stranger { mac: [2, 0, 0, 0, 0, 9], interface: "eth0".into() };
+    let conflict = Some(stranger);
+    let found = AddressState { conflict: conflict.clone(), ..state(None, Stage::Idle) };
     let actions = learn(&mut planner, Some(found.clone()), now);
     assert_eq!(statuses(&actions), ["a Conflict 10.0.0.9 addressConflict"]);
     assert!(matches!(notes(&actions)[..], [(NoteKind::AddressConflict, text)]
-        if text.contains("02:00:00:00:00:09") && text.contains("10.0.0.9")));
+        if text.contains("02:00:00:00:00:09 on interface eth0") && text.contains("10.0.0.9")));
     assert_eq!(learn(&mut planner, Some(found.clone()), now), []);
-    let elsewhere = AddressState { conflict: mac, ..state(Some("n2"), Stage::Idle) };
+    let elsewhere = AddressState { conflict, ..state(Some("n2"), Stage::Idle) };
     let actions = learn(&mut planner, Some(elsewhere), now);
     assert_eq!((statuses(&actions), notes(&actions)), (vec!["a".into()], vec![]), "n2 tells it");
     learn(&mut planner, Some(found), now);
@@ -288,7 +292,7 @@ fn a_changed_peer_touches_only_its_session() {
         .into_iter()
         .filter_map(|action| match action {
             Action::OpenSession(spec) => Some(spec.peer.name.to_string()),
-            Action::CloseSession(name) => panic!("{name} closed"),
+            Action::CloseSession { peer, .. } => panic!("{peer} closed"),
             _ => None,
         })
         .collect();
@@ -296,7 +300,8 @@ fn a_changed_peer_touches_only_its_session() {
     changed.bgp_peers.remove(0);
     planner.handle(Event::Resources(Box::new(changed)), now);
     let actions = settle(&mut planner, now);
-    assert!(matches!(&actions[..], [Action::CloseSession(name)] if &**name == "tor"));
+    let reason = StopReason::PeerDeconfigured;
+    assert_eq!(actions, [Action::CloseSession { peer: "tor".into(), reason }]);
 }
 
 #[derive(Debug, Clone)]
@@ -379,7 +384,30 @@ proptest! {
         // What the wire makes of what it is told.
         let mut told: BTreeMap<IpAddr, Arc<Candidates>> = BTreeMap::new();
         let mut draining = None;
+        // And a session.
+        let mut routes: BTreeMap<PeerName, BTreeMap<IpNet, Arc<bgp::Attributes>>> = BTreeMap::new();
         let mut take = |actions: Vec<Action>| {
+            for action in &actions {
+                let (peer, changes) = match action {
+                    Action::Advertise { peer, changes } => (peer, changes),
+                    Action::CloseSession { peer, .. } => {
+                        routes.remove(peer);
+                        continue;
+                    }
+                    _ => continue,
+                };
+                let of_peer = routes.entry(peer.clone()).or_default();
+                for (prefix, new) in changes {
+                    let before = match new.clone() {
+                        Some(new) => of_peer.insert(*prefix, new),
+                        None => of_peer.remove(prefix),
+                    };
+                    assert_ne!(&before, new, "{prefix} is told twice");
+                }
+                if of_peer.is_empty() {
+                    routes.remove(peer);
+                }
+            }
             for wanted in actions.into_iter().filter_map(|action| match action {
                 Action::Wanted(wanted) => Some(wanted),
                 _ => None,
@@ -409,8 +437,6 @@ proptest! {
         let whole = plan(planner.context());
         prop_assert_eq!(told, whole.layer2);
         prop_assert!(planner.by_address.values().all(|asked| asked.told.is_some()));
-        let routes: BTreeMap<_, _> =
-            planner.advertised.iter().filter(|(_, routes)| !routes.is_empty()).collect();
-        prop_assert_eq!(routes, whole.bgp.iter().collect());
+        prop_assert_eq!(routes, whole.bgp);
     }
 }

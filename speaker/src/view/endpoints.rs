@@ -18,16 +18,18 @@ const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 #[derive(Debug, Clone, Default)]
 pub(super) struct Endpoints {
     slices: BTreeMap<SliceId, Slice>,
-    of_service: BTreeMap<Arc<ServiceKey>, Box<[SliceId]>>,
+    /// What the slices of a Service say, in no order.
+    of_service: BTreeMap<Arc<ServiceKey>, Box<[Arc<Serving>]>>,
     sets: Shared<Serving>,
     names: Shared<str>,
     /// Known before the list that is being read, and not in it so far.
     unseen: BTreeSet<SliceId>,
 }
 
-/// The first half of the SHA-256 of namespace and name.
+/// The first octets of the SHA-256 of namespace and name: so many that nobody finds a name with
+/// which he could speak for a slice that is not his.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct SliceId(u128);
+struct SliceId([u8; 12]);
 
 #[derive(Debug, Clone)]
 struct Slice {
@@ -38,10 +40,19 @@ struct Slice {
 /// What one slice says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Serving {
-    /// Nodes with a serving endpoint.
-    pub nodes: BTreeSet<NodeName>,
+    pub family: AddressFamily,
+    /// Nodes with a serving endpoint, and how many of theirs are ready.
+    pub nodes: BTreeMap<NodeName, u16>,
     /// A serving endpoint without a node name exists.
     pub elsewhere: bool,
+}
+
+/// Whose endpoints a slice has: a Service of two families has slices of both.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum AddressFamily {
+    #[default]
+    Ipv4,
+    Ipv6,
 }
 
 impl Endpoints {
@@ -69,7 +80,11 @@ impl Endpoints {
         let serving = self.sets.one(Arc::new(serving));
         if let Some(slice) = self.slices.get_mut(&id) {
             if slice.serving != serving {
-                slice.serving = serving;
+                let before = std::mem::replace(&mut slice.serving, Arc::clone(&serving));
+                let all = self.of_service.get_mut(&service).into_iter().flatten();
+                if let Some(one) = all.into_iter().find(|one| **one == before) {
+                    *one = serving;
+                }
                 changed.push(service);
             }
             return changed;
@@ -78,8 +93,8 @@ impl Endpoints {
             Some((known, _)) => Arc::clone(known),
             None => Arc::new(known(service)),
         };
-        let ids = self.of_service.entry(Arc::clone(&service)).or_default();
-        *ids = ids.iter().copied().chain([id]).collect();
+        let all = self.of_service.entry(Arc::clone(&service)).or_default();
+        *all = all.iter().chain([&serving]).cloned().collect();
         changed.push(ServiceKey::clone(&service));
         self.slices.insert(id, Slice { service, serving });
         changed
@@ -108,16 +123,19 @@ impl Endpoints {
     }
 
     pub fn of(&self, service: &ServiceKey) -> impl Iterator<Item = &Serving> {
-        let ids = self.of_service.get(service).map(|ids| &**ids).unwrap_or_default();
-        ids.iter().filter_map(|id| self.slices.get(id)).map(|slice| &*slice.serving)
+        self.of_service.get(service).into_iter().flatten().map(|serving| &**serving)
     }
 
     fn remove(&mut self, id: SliceId) -> Option<ServiceKey> {
         self.unseen.remove(&id);
-        let Slice { service, .. } = self.slices.remove(&id)?;
-        if let Some(ids) = self.of_service.get_mut(&service) {
-            *ids = ids.iter().copied().filter(|other| *other != id).collect();
-            if ids.is_empty() {
+        let Slice { service, serving } = self.slices.remove(&id)?;
+        if let Some(all) = self.of_service.get_mut(&service) {
+            let mut left = std::mem::take(all).into_vec();
+            if let Some(place) = left.iter().position(|one| *one == serving) {
+                left.swap_remove(place);
+            }
+            *all = left.into();
+            if all.is_empty() {
                 self.of_service.remove(&service);
             }
         }
@@ -125,15 +143,24 @@ impl Endpoints {
     }
 
     fn read(&mut self, object: &discovery::EndpointSlice) -> Serving {
-        let mut read = Serving::default();
+        let family = match object.address_type.as_str() {
+            "IPv6" => AddressFamily::Ipv6,
+            _ => AddressFamily::Ipv4,
+        };
+        let mut read = Serving { family, ..Serving::default() };
         for endpoint in &object.endpoints {
             if !serves(endpoint.conditions.as_ref()) || endpoint.addresses.is_empty() {
                 continue;
             }
             match endpoint.node_name.as_deref() {
-                Some(node) if read.nodes.contains(node) => {}
                 Some(node) => {
-                    read.nodes.insert(self.names.one(node.into()));
+                    let ready = u16::from(is_ready(endpoint.conditions.as_ref()));
+                    match read.nodes.get_mut(node) {
+                        Some(count) => *count = count.saturating_add(ready),
+                        None => {
+                            read.nodes.insert(self.names.one(node.into()), ready);
+                        }
+                    }
                 }
                 None => read.elsewhere = true,
             }
@@ -145,11 +172,15 @@ impl Endpoints {
 impl SliceId {
     fn of(namespace: &str, name: &str) -> Self {
         let digest = Sha256::digest(format!("{namespace}/{name}"));
-        Self(digest[..16].iter().fold(0, |id, octet| id << 8 | u128::from(*octet)))
+        Self(std::array::from_fn(|place| digest[place]))
     }
 }
 
 /// Ready (unset counts as ready), or terminating and still serving.
 fn serves(conditions: Option<&discovery::EndpointConditions>) -> bool {
-    conditions.is_none_or(|c| c.ready.unwrap_or(true) || c.serving.unwrap_or(false))
+    is_ready(conditions) || conditions.is_some_and(|c| c.serving.unwrap_or(false))
+}
+
+fn is_ready(conditions: Option<&discovery::EndpointConditions>) -> bool {
+    conditions.is_none_or(|c| c.ready.unwrap_or(true))
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Deref,
     sync::Arc,
 };
 
@@ -9,6 +10,53 @@ use std::{
 /// they are full.
 pub(crate) fn compact<K: Ord, V>(map: &mut BTreeMap<K, V>) {
     *map = std::mem::take(map).into_iter().collect();
+}
+
+/// A list that mostly has one element, which then needs no memory of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Few<T>(Places<T>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Places<T> {
+    One(T),
+    /// None, or several.
+    Other(Box<[T]>),
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match &self.0 {
+            Places::One(one) => std::slice::from_ref(one),
+            Places::Other(all) => all,
+        }
+    }
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self(Places::Other(Box::default()))
+    }
+}
+
+impl<T> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(all: I) -> Self {
+        let mut all = all.into_iter();
+        Self(match (all.next(), all.next()) {
+            (Some(one), None) => Places::One(one),
+            (first, second) => Places::Other(first.into_iter().chain(second).chain(all).collect()),
+        })
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Few<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// One copy of each value that is in use.
@@ -53,6 +101,18 @@ impl<T: ?Sized + Ord> Shared<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_of_any_length_is_the_same_list() {
+        for count in 0..4 {
+            let all: Vec<_> = (0..count).collect();
+            let few: Few<_> = all.iter().copied().collect();
+            assert_eq!(*few, *all);
+            assert_eq!((&few).into_iter().count(), all.len());
+        }
+        assert_eq!(Few::<u8>::default(), std::iter::empty().collect());
+        assert_eq!(size_of::<Few<(std::net::IpAddr, Arc<()>)>>(), 32, "as large as its element");
+    }
 
     #[test]
     fn there_is_one_of_each_and_none_that_nobody_uses() {

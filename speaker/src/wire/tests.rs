@@ -140,7 +140,8 @@ fn an_address_that_a_stranger_has_is_not_announced() {
         lonely.handle(Event::Frame { interface: ETH0, frame: &foreign_answer() });
     }
     assert!(!lonely.answers());
-    assert_eq!(lonely.states[&VIP].conflict, Some(STRANGER));
+    let stranger = ownership::Stranger { mac: STRANGER, interface: "eth0".into() };
+    assert_eq!(lonely.states[&VIP].conflict, Some(stranger));
 }
 
 #[test]

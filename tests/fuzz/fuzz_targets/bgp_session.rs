@@ -1,15 +1,19 @@
-//! A router that sends anything, in pieces of any length, to a session that is new or Established.
-//! Whatever comes, what the session sends is framed as RFC 4271 section 4.1 says, and nothing is
+//! A router that sends anything, in pieces of any length, to a session that is new or Established,
+//! while its routes change, BFD comes and goes and the connection takes more or less. Whatever comes, what the session sends is framed as RFC 4271 section 4.1 says, and nothing is
 //! sent where there is no connection.
 #![no_main]
 
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use bgp::{Action, Event, PeerAsn, Route, Session, SessionConfig, StateKind};
+use bgp::{
+    Action, Attributes, BfdRule, BfdState, Changes, Event, GracefulRestart, Local, PeerAsn,
+    Session, SessionConfig, Start, StateKind,
+};
 use libfuzzer_sys::fuzz_target;
 
 const V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -25,13 +29,13 @@ fuzz_target!(|data: &[u8]| {
         peer.receive(&message(4, &[]));
         assert_eq!(peer.session.state(), StateKind::Established);
     }
-    // An octet is the length of the piece after it; 0 lets time pass.
+    // An octet is the length of the piece after it; 0 lets time pass, 255 is something of ours.
     while let [length, rest @ ..] = data {
         let (piece, rest) = rest.split_at(usize::from(*length).min(rest.len()));
-        if *length == 0 {
-            peer.wait();
-        } else {
-            peer.receive(piece);
+        match length {
+            0 => peer.wait(),
+            255 => peer.meddle(piece.first().copied().unwrap_or_default()),
+            _ => peer.receive(piece),
         }
         data = rest;
     }
@@ -45,10 +49,20 @@ struct Peer {
 
 impl Peer {
     fn new() -> Self {
-        let config = SessionConfig::new(64512, PeerAsn::Number(65001), V4);
+        let restart = GracefulRestart {
+            restart_time: Duration::from_secs(15),
+            notification: true,
+            start: Start::Forwarding,
+        };
+        let config = SessionConfig {
+            extended_next_hop: true,
+            graceful_restart: Some(restart),
+            bfd: Some(BfdRule { strict: true }),
+            ..SessionConfig::new(64512, PeerAsn::Number(65001), V4)
+        };
         let mut peer =
             Self { session: Session::new(config, 7), connected: false, now: Instant::now() };
-        peer.handle(Event::Advertise(routes()));
+        peer.handle(Event::Routes(routes(true)));
         peer.handle(Event::Start);
         peer
     }
@@ -60,6 +74,27 @@ impl Peer {
         } else {
             self.wait();
         }
+    }
+
+    fn meddle(&mut self, what: u8) {
+        match what % 8 {
+            0 => self.handle(Event::Routes(routes(true))),
+            1 => self.handle(Event::Routes(routes(false))),
+            2 => self.handle(Event::Complete),
+            3 => self.handle(Event::Bfd(BfdState::Up)),
+            4 => self.handle(Event::Bfd(BfdState::Down)),
+            5 if self.connected => self.handle(Event::Written),
+            6 => self.transmit(usize::from(what)),
+            _ => self.transmit(LONGEST),
+        }
+    }
+
+    fn transmit(&mut self, room: usize) {
+        let due = self.session.has_updates();
+        let bytes = self.session.transmit(self.now, room);
+        assert!(bytes.len() <= room && (self.connected || bytes.is_empty()));
+        assert!(!due || room < LONGEST || !bytes.is_empty());
+        check_framing(&bytes);
     }
 
     fn wait(&mut self) {
@@ -84,12 +119,13 @@ impl Peer {
                     check_framing(&bytes);
                 }
                 Action::Close => self.connected = false,
+                Action::Reject(_) => panic!("nobody dials it"),
                 Action::StateChanged(_) => {}
             }
         }
         if connecting {
             self.connected = true;
-            self.handle(Event::Connected { local_v4: Some(V4), local_v6: Some(V6) });
+            self.handle(Event::Connected(Local { v4: Some(V4), v6: Some(V6), link_local: None }));
         }
     }
 }
@@ -103,15 +139,16 @@ fn check_framing(mut bytes: &[u8]) {
     }
 }
 
-fn routes() -> BTreeSet<Route> {
-    let prefixes = ["203.0.113.1/32", "203.0.113.2/32", "2001:db8:113::1/128"];
-    let route = |prefix: &str| Route {
-        prefix: prefix.parse().expect("a prefix"),
-        local_pref: None,
+fn routes(announced: bool) -> Changes {
+    let attributes = Arc::new(Attributes {
+        med: Some(10),
         communities: BTreeSet::from([0xfc00_0064]),
         large_communities: BTreeSet::from([(64512, 1, 2)]),
-    };
-    prefixes.map(route).into()
+        ..Attributes::default()
+    });
+    let prefixes = ["203.0.113.1/32", "203.0.113.2/32", "2001:db8:113::1/128"];
+    let change = || announced.then(|| Arc::clone(&attributes));
+    prefixes.map(|prefix| (prefix.parse().expect("a prefix"), change())).into()
 }
 
 /// An OPEN with both families and four-octet AS numbers.

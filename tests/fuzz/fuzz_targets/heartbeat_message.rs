@@ -65,10 +65,12 @@ fuzz_target!(|data: &[u8]| {
                 }
                 Action::Send { payload, .. } => assert!(payload.len() <= 1200),
                 Action::Ask { address, .. } => {
+                    let heard =
+                        |mac, form| Event::Heard { address, interface: "eth0", mac, form };
                     let event = match length % 3 {
                         0 => Event::Silence(address),
-                        1 => Event::Heard { address, mac: [2, 0, 0, 0, 0, 2], form: Heard::Has },
-                        _ => Event::Heard { address, mac: [2, 0, 0, 0, 9, 9], form: Heard::Probes },
+                        1 => heard([2, 0, 0, 0, 0, 2], Heard::Has),
+                        _ => heard([2, 0, 0, 0, 9, 9], Heard::Probes),
                     };
                     actions.extend(ownership.handle(event, now));
                 }

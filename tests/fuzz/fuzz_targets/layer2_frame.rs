@@ -172,6 +172,12 @@ impl World {
         match (&frame[12..14], frame[21], frame[54 % frame.len()]) {
             ([0x08, 0x06], 1, _) if v4(28) != v4(38) => self.check_question(v4(38), v4(28)),
             ([0x08, 0x06], 1 | 2, _) => self.check_answer(v4(28)),
+            // A hop limit of 1 and a hop-by-hop header.
+            ([0x86, 0xdd], 1, 58) => match frame[62] {
+                131 => self.check_report(v6(70)),
+                143 => self.check_report(v6(74)),
+                other => panic!("{other}"),
+            },
             ([0x86, 0xdd], _, 135) => self.check_question(v6(62), v6(22)),
             ([0x86, 0xdd], _, 136) => self.check_answer(v6(62)),
             other => panic!("{other:?}"),
@@ -182,6 +188,16 @@ impl World {
     /// 4861 section 4.4).
     fn check_answer(&self, address: IpAddr) {
         assert!(self.owned.contains(&address), "an answer for {address}");
+    }
+
+    /// The group of an owned address (RFC 4291 section 2.7.1).
+    fn check_report(&self, group: IpAddr) {
+        let low = |address: IpAddr| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(address.octets()[13..].to_vec()),
+        };
+        let named = self.owned.iter().any(|address| low(*address) == low(group));
+        assert!(named && low(group).is_some(), "a report of {group}");
     }
 
     fn check_question(&self, target: IpAddr, sender: IpAddr) {

@@ -12,7 +12,7 @@ use speaker::io::packet::Tap;
 
 use crate::lab::DEVICE;
 
-/// Questions follow each other at this distance: a speaker answers 5,000 a second.
+/// Questions follow each other at this distance: a speaker answers strangers 4,000 a second.
 const BETWEEN_QUESTIONS: Duration = Duration::from_micros(300);
 /// bpf(4): return 0 octets of every frame. Who only sends hears nothing.
 const NOTHING: [(u16, u8, u8, u32); 1] = [(0x06, 0, 0, 0)];

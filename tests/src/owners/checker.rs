@@ -176,7 +176,7 @@ impl Checker {
         let may = speaker.view.get(&address).is_some_and(|candidates| {
             let interfaces = candidates.interfaces.get(&node.name);
             candidates.nodes.contains(&node.name)
-                && interfaces.is_none_or(|interfaces| interfaces.contains(ETH0))
+                && interfaces.is_none_or(|interfaces| interfaces.iter().any(|name| name == ETH0))
         });
         if !may && !hands_over {
             self.broken(format!("{} takes {address}, for which it is no candidate", node.name));
@@ -226,15 +226,16 @@ pub fn at_rest(cluster: &Cluster) -> Result<(), String> {
             cluster.is_well(*node) && speaker.is_some_and(|speaker| !speaker.leaving)
         })
         .collect();
+    let drained: BTreeSet<usize> =
+        live.iter().copied().filter(|node| cluster.api.draining(*node)).collect();
     for (address, candidates) in &wanted {
         let may = |node: &usize| {
             let interfaces = candidates.interfaces.get(&cluster.nodes[*node].name);
             candidates.nodes.contains(&cluster.nodes[*node].name)
-                && interfaces.is_none_or(|interfaces| interfaces.contains(ETH0))
+                && interfaces.is_none_or(|interfaces| interfaces.iter().any(|name| name == ETH0))
         };
         let all: BTreeSet<usize> = live.iter().copied().filter(may).collect();
-        let staying: BTreeSet<usize> =
-            all.iter().copied().filter(|node| !cluster.api.draining(*node)).collect();
+        let staying: BTreeSet<usize> = all.difference(&drained).copied().collect();
         let foreign = cluster.segment.foreign.contains(address);
         match cluster.answering(*address)[..] {
             [] if staying.is_empty() || foreign => {}
@@ -293,9 +294,9 @@ fn agreed(
         .iter()
         .filter_map(|node| cluster.nodes[*node].speaker.as_ref().map(|speaker| (*node, speaker)));
     let highest = speakers.clone().filter_map(|(_, speaker)| speaker.epochs.get(&address)).max();
+    let owner = name(owner);
     for (node, speaker) in speakers {
         let Some(state) = speaker.states.get(&address) else { continue };
-        let owner = name(owner);
         if state.owner.as_ref() != Some(&owner) || Some(&state.epoch) != highest {
             return Err(format!(
                 "{address} is {owner}'s, but {} says {:?} at {} (highest: {highest:?})",

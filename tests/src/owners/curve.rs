@@ -18,7 +18,7 @@ use super::{
 
 /// The sizes of the table, with the number of clusters of each that are played.
 pub const SIZES: [(usize, u64); 7] =
-    [(5, 20), (10, 10), (20, 8), (50, 5), (100, 3), (200, 2), (500, 1)];
+    [(5, 20), (10, 10), (20, 10), (50, 10), (100, 10), (200, 3), (500, 1)];
 
 /// How long a cluster is watched at rest, and after the crash.
 const WATCHED: Duration = Duration::from_secs(2);

@@ -89,6 +89,11 @@ impl Segment {
         self.frame_cuts.clear();
     }
 
+    /// Whether some nodes' frames do not reach the hosts.
+    pub fn cuts_hosts(&self) -> bool {
+        self.split_frames && !self.split.is_empty()
+    }
+
     /// Whether no cut is on; interfaces may be gone.
     pub fn is_whole(&self) -> bool {
         self.split.is_empty() && self.datagram_cuts.is_empty()

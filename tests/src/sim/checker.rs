@@ -211,8 +211,8 @@ fn routed(cluster: &Cluster, config: &Config, view: &View) -> Result<(), String>
         }
         let options = Options::default();
         let context = Context { me: &node.name, config, cluster: view, options: &options };
-        for route in plan(context).bgp.into_values().flatten() {
-            expected.entry(route.prefix).or_default().insert(index);
+        for prefix in plan(context).bgp.into_values().flat_map(BTreeMap::into_keys) {
+            expected.entry(prefix).or_default().insert(index);
         }
     }
     let seen = cluster.router.routes();

@@ -186,6 +186,8 @@ pub struct Speaker {
     /// What the planner wants and the wire has not seen yet.
     slot: Option<Wanted>,
     sessions: BTreeMap<PeerName, bgp::Session>,
+    /// The sessions were told everything once.
+    complete: bool,
     planner_rests_until: Instant,
     /// How much of the log it has read; none before its first list.
     cursor: Option<usize>,
@@ -396,7 +398,8 @@ impl Cluster {
         let mut performed = Vec::new();
         for session in speaker.sessions.values_mut() {
             if session.poll_timeout().is_some_and(|due| due <= now) {
-                performed.extend(session.handle_timeout(now));
+                let actions = session.handle_timeout(now);
+                performed.extend(with_updates(session, actions, now));
             }
         }
         self.perform_session(node, performed);
@@ -434,8 +437,8 @@ impl Cluster {
                     self.router.accept(node);
                     let v4 = std::net::Ipv4Addr::new(10, 0, 0, 10 + number(node));
                     let v6 = std::net::Ipv6Addr::new(0xfd00, 0xa, 0, 0, 0, 0, 0, 0x10);
-                    let event = bgp::Event::Connected { local_v4: Some(v4), local_v6: Some(v6) };
-                    self.tell_session(node, event);
+                    let local = bgp::Local { v4: Some(v4), v6: Some(v6), link_local: None };
+                    self.tell_session(node, bgp::Event::Connected(local));
                 }
             }
             Message::ToRouter { node, life, bytes } => {
@@ -504,6 +507,7 @@ impl Cluster {
             me: name.clone(),
             heartbeat: Some(IpAddr::from([10, 0, 0, 10 + number(node)])),
             options: speaker::plan::Options::default(),
+            bgp_drain_time: Duration::from_secs(5),
         });
         let settings = ownership::Settings::new(name, life);
         let (wire, _) = Wire::new(settings, AnnouncerSettings::default(), None, self.now);
@@ -515,6 +519,7 @@ impl Cluster {
             leaving: false,
             slot: None,
             sessions: BTreeMap::new(),
+            complete: false,
             planner_rests_until: self.now,
             cursor: None,
         });
@@ -758,14 +763,21 @@ impl Cluster {
                     self.later(delay, Message::Wanted { node, life });
                 }
                 planner::Action::OpenSession(spec) => self.open_session(node, &spec),
-                planner::Action::CloseSession(peer) => {
+                planner::Action::UpdateSession(_) => {}
+                planner::Action::CloseSession { peer, reason: _ } => {
                     if let Some(speaker) = &mut self.nodes[node].speaker {
                         speaker.sessions.remove(&peer);
                     }
                     self.router.lose(node);
                 }
-                planner::Action::Advertise { peer: _, routes } => {
-                    self.tell_session(node, bgp::Event::Advertise(routes));
+                planner::Action::Advertise { peer: _, changes } => {
+                    self.tell_session(node, bgp::Event::Routes(changes));
+                }
+                planner::Action::Complete => {
+                    if let Some(speaker) = &mut self.nodes[node].speaker {
+                        speaker.complete = true;
+                    }
+                    self.tell_session(node, bgp::Event::Complete);
                 }
                 planner::Action::ServiceStatus { .. }
                 | planner::Action::Note(_)
@@ -778,6 +790,9 @@ impl Cluster {
         let mut session = bgp::Session::new(spec.session_config(), self.rng.random());
         let actions = session.handle(bgp::Event::Start, self.now);
         if let Some(speaker) = &mut self.nodes[node].speaker {
+            if speaker.complete {
+                session.handle(bgp::Event::Complete, self.now);
+            }
             speaker.sessions.insert(spec.peer.name.clone(), session);
         }
         self.perform_session(node, actions);
@@ -789,6 +804,7 @@ impl Cluster {
         let Some(speaker) = &mut self.nodes[node].speaker else { return };
         let Some(session) = speaker.sessions.values_mut().next() else { return };
         let actions = session.handle(event, now);
+        let actions = with_updates(session, actions, now);
         self.perform_session(node, actions);
     }
 
@@ -809,7 +825,8 @@ impl Cluster {
                     self.later(delay, Message::ToRouter { node, life, bytes });
                 }
                 bgp::Action::Close => self.router.lose(node),
-                bgp::Action::StateChanged(_) => {}
+                // Nobody dials a speaker.
+                bgp::Action::Reject(_) | bgp::Action::StateChanged(_) => {}
             }
         }
     }
@@ -953,4 +970,17 @@ fn withdraws(bytes: &[u8]) -> bool {
 
 fn number(index: usize) -> u8 {
     u8::try_from(index + 1).expect("a small cluster")
+}
+
+/// What a session asks for, and all its UPDATEs: the connection takes whatever it is given.
+fn with_updates(
+    session: &mut bgp::Session,
+    mut actions: Vec<bgp::Action>,
+    now: Instant,
+) -> Vec<bgp::Action> {
+    while session.has_updates() {
+        actions.push(bgp::Action::Send(session.transmit(now, 64 * 1024)));
+    }
+    session.handle(bgp::Event::Written, now);
+    actions
 }

@@ -50,6 +50,7 @@ pub fn resources(peer: bool) -> Resources {
     if peer {
         resources.bgp_peers = vec![object(json!({"metadata": meta("tor"), "spec": {
             "myASN": 64_513, "peerASN": 64_512, "peerAddress": "10.0.0.1",
+            "dualStackAddressFamily": true,
         }}))];
     }
     resources

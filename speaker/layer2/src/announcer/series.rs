@@ -1,4 +1,7 @@
 //! Gratuitous frames: when which is sent, and what they are.
+//!
+//! What neighbors are told unasked of an IPv6 address, switches are told of its solicited-node group
+//! beside it (see `mld`), and go on being told: what they learn they forget.
 
 use std::cmp::Reverse;
 use std::net::IpAddr;
@@ -7,9 +10,9 @@ use std::time::{Duration, Instant};
 use pnet::util::MacAddr;
 
 use super::{AnnouncerSettings, advertisement};
-use crate::arp;
 use crate::interface::{Interface, InterfaceIndex};
 use crate::pace::{self, Agenda, Bucket, Rate};
+use crate::{arp, mld, ndp};
 
 /// When gratuitous frames are sent, counted from the moment an address has come. The first reaches
 /// the neighbors, the others are for those that lost it or were looking elsewhere just then.
@@ -28,6 +31,10 @@ const GRATUITOUS: Rate = Rate { interval: Duration::from_millis(1), burst: 200 }
 
 const SHORTEST_REFRESH: Duration = Duration::from_secs(1);
 
+/// Between two reports of the same group, at least and at most. A switch forgets a listener after
+/// 260 s (RFC 3810 section 9.4, RFC 2710 section 7.4): two reports in a row may be lost.
+const REPORT_AFTER: [Duration; 2] = [Duration::from_secs(45), Duration::from_secs(75)];
+
 /// The next frame of a series.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Announcement {
@@ -40,8 +47,28 @@ pub(super) struct Announcement {
 pub(super) enum Form {
     /// A gratuitous request, or an unsolicited advertisement.
     First,
-    /// A gratuitous reply, for the neighbors that learn from replies only.
+    /// A gratuitous reply, for the neighbors that learn from replies only; of an IPv6 address the
+    /// report for the switches that know no other, or have a querier that does not.
     Second,
+    /// The report for all other switches.
+    Third,
+}
+
+/// For whom a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    Neighbors,
+    Switches,
+}
+
+impl Announcement {
+    pub(super) fn audience(self) -> Audience {
+        match (self.address, self.form) {
+            (IpAddr::V4(_), Form::First | Form::Second | Form::Third)
+            | (IpAddr::V6(_), Form::First) => Audience::Neighbors,
+            (IpAddr::V6(_), Form::Second | Form::Third) => Audience::Switches,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -127,20 +154,33 @@ impl Series {
         let repeated = rank
             .begun
             .and_then(|begun| SERIES.iter().map(|&after| begun + after).find(|&at| at > now));
-        if let Some(at) = repeated {
-            self.agenda.put(due, at, Rank { round: Round::Repeated, ..rank });
-        } else if let Some(refresh) = self.settings.refresh {
-            let interval = refresh.max(SHORTEST_REFRESH);
-            let after = match rank.round {
-                Round::Refresh => interval,
-                // What has come together is not to be refreshed together.
-                Round::First | Round::Repeated => {
-                    pace::part(interval, self.settings.seed, due.address, 0)
-                }
-            };
-            self.agenda.put(due, now + after, Rank { round: Round::Refresh, ..rank });
+        let next = match repeated {
+            Some(at) => Some((at, Round::Repeated)),
+            None => self.refresh_after(due, rank.round).map(|after| (now + after, Round::Refresh)),
+        };
+        if let Some((at, round)) = next {
+            self.agenda.put(due, at, Rank { round, ..rank });
         }
         Some(due)
+    }
+
+    /// How long after a frame of this round, the last of its series, it is sent again.
+    fn refresh_after(&self, due: Announcement, round: Round) -> Option<Duration> {
+        let part = |of| pace::part(of, self.settings.seed, due.address, 0);
+        match due.audience() {
+            Audience::Switches => {
+                let [least, most] = REPORT_AFTER;
+                Some(least + part(most - least))
+            }
+            Audience::Neighbors => {
+                let interval = self.settings.refresh?.max(SHORTEST_REFRESH);
+                Some(match round {
+                    Round::Refresh => interval,
+                    // What has come together is not to be refreshed together.
+                    Round::First | Round::Repeated => part(interval),
+                })
+            }
+        }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
@@ -152,17 +192,25 @@ impl Series {
 fn forms(address: IpAddr) -> &'static [Form] {
     match address {
         IpAddr::V4(_) => &[Form::First, Form::Second],
-        IpAddr::V6(_) => &[Form::First],
+        IpAddr::V6(_) => &[Form::First, Form::Second, Form::Third],
     }
 }
 
 pub(super) fn gratuitous_frame(interface: &Interface, address: IpAddr, form: Form) -> Vec<u8> {
     let own = MacAddr::from(interface.mac);
-    match (address, form) {
-        (IpAddr::V4(address), Form::First) => arp::announcement_request(own, address),
-        (IpAddr::V4(address), Form::Second) => arp::announcement_reply(own, address),
-        (IpAddr::V6(address), Form::First | Form::Second) => {
-            advertisement(interface, address).to_all()
+    match address {
+        IpAddr::V4(address) => match form {
+            Form::First => arp::announcement_request(own, address),
+            Form::Second | Form::Third => arp::announcement_reply(own, address),
+        },
+        IpAddr::V6(address) => {
+            let group = ndp::solicited_node(address);
+            let listener = mld::Listener { own, source: interface.link_local, group };
+            match form {
+                Form::First => advertisement(interface, address).to_all(),
+                Form::Second => listener.report_v1(),
+                Form::Third => listener.report_v2(),
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 use std::net::Ipv4Addr;
 
 use super::*;
+use crate::mld;
 use crate::ndp::tests::{advertisement, solicitation};
 use crate::tests::epoch;
 
@@ -79,8 +80,9 @@ fn candidate_of(addresses: &[IpAddr], now: Instant) -> Announcer {
 fn owner_of(addresses: &[IpAddr], now: Instant) -> Announcer {
     let mut announcer = candidate_of(addresses, now);
     announcer.handle(Event::Own(addresses.to_vec()), now);
-    timeline(&mut announcer, now, now + ms(60_000));
-    assert_eq!(announcer.poll_timeout(), None);
+    timeline(&mut announcer, now, now + ms(6000));
+    let reports_only = announcer.poll_timeout().is_none_or(|at| at > now + ms(45_000));
+    assert!(reports_only, "nothing else is repeated for ever");
     announcer
 }
 
@@ -223,18 +225,56 @@ fn a_gained_address_is_announced_in_both_forms_on_schedule() {
     let mut announcer = candidate_of(&[v4(), v6()], start);
     assert_eq!(announcer.poll_timeout(), None);
     let at_once = frames(announcer.handle(Event::Own(vec![v4(), v6()]), start));
-    assert_eq!(at_once.len(), 3);
+    assert_eq!(at_once.len(), 5);
     assert_eq!(at_once[0][20..22], [0, 1], "the request form first");
     assert_eq!(at_once[1][..6], [0x33, 0x33, 0, 0, 0, 1]);
     assert_eq!(at_once[1][58], 0x20);
     assert_eq!(at_once[2][20..22], [0, 2]);
+    let group = "ff02::1:ff00:10".parse().unwrap();
+    let own = MacAddr::from(OWN);
+    let listener = mld::Listener { own, source: Some(link_local()), group };
+    assert_eq!(at_once[3..], [listener.report_v1(), listener.report_v2()]);
     assert!(announcer.handle_timeout(start).is_empty(), "nothing is due");
-    let later = timeline(&mut announcer, start, start + ms(60_000));
+    let later = timeline(&mut announcer, start, start + ms(40_000));
     let expected: Vec<_> =
-        [10, 50, 200, 1000, 2000, 5000].into_iter().flat_map(|at| [(at, ETH0); 3]).collect();
+        [10, 50, 200, 1000, 2000, 5000].into_iter().flat_map(|at| [(at, ETH0); 5]).collect();
     assert_eq!(later, expected);
     assert_eq!(announcer.counters().addresses[&v4()].gratuitous_sent, 14);
     assert_eq!(announcer.counters().addresses[&v6()].gratuitous_sent, 7);
+    assert_eq!(announcer.counters().reports_sent, 14);
+}
+
+#[test]
+fn groups_are_reported_often_enough_for_a_switch_that_forgets() {
+    let start = epoch();
+    let address = |n: u16| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, n]);
+    let addresses: Vec<_> = (0..500).map(address).collect();
+    let mut announcer = candidate_of(&addresses, start);
+    announcer.handle(Event::Own(addresses.clone()), start);
+    run(&mut announcer, start, start + ms(10_000));
+    let mut seconds = BTreeMap::<_, u32>::new();
+    let mut reported = BTreeMap::<_, Vec<_>>::new();
+    for (at, action) in run(&mut announcer, start, start + ms(600_000)) {
+        let Action::SendFrame { frame, .. } = action else { panic!("{action:?}") };
+        let group = match frame[62] {
+            131 => &frame[70..86],
+            143 => &frame[74..90],
+            other => panic!("type {other}"),
+        };
+        reported.entry((frame[62], group.to_vec())).or_default().push(at);
+        *seconds.entry(at / 1000).or_default() += 1;
+    }
+    assert_eq!(reported.len(), 1000, "each group in both versions");
+    for times in reported.values() {
+        assert!(times[0] < 82_000, "{times:?}");
+        assert!(times.windows(2).all(|two| (45_000..=76_000).contains(&(two[1] - two[0]))));
+        // RFC 3810 section 9.4: 260 s, in which three are sent.
+        assert!(times.windows(4).all(|four| four[3] - four[0] < 260_000));
+    }
+    let most = seconds.values().max().copied().unwrap_or_default();
+    assert!(most < 100, "1,000 a minute are 17 a second, not {most}");
+    announcer.handle(Event::Disown(addresses), start + ms(600_000));
+    assert_eq!(announcer.poll_timeout(), None);
 }
 
 #[test]
@@ -290,9 +330,7 @@ fn a_series_stops_at_once_when_the_address_is_lost() {
     for lose in [
         Event::Disown(vec![v4(), v6()]),
         Event::Interfaces(Vec::new()),
-        Event::Candidates(
-            [v4(), v6()].map(|a| (a, Some(InterfaceMatch::Only(BTreeSet::new())))).into(),
-        ),
+        Event::Candidates([v4(), v6()].map(|a| (a, Some(InterfaceMatch::Only([].into())))).into()),
     ] {
         let start = epoch();
         let mut announcer = candidate_of(&[v4(), v6()], start);
@@ -418,7 +456,7 @@ fn groups_are_joined_for_candidates_and_shared() {
     assert_eq!(handle(Event::Interfaces(vec![])), std::slice::from_ref(&leave));
     assert_eq!(handle(Event::Interfaces(lan())), std::slice::from_ref(&join));
     let owned = frames(handle(Event::Own(vec![v6()])));
-    assert_eq!(owned.len(), 1);
+    assert_eq!(owned.len(), 3);
     assert!(handle(nowhere(&[v6()])).is_empty(), "it is owned still");
     assert_eq!(handle(Event::Disown(vec![v6()])), [leave]);
 }

@@ -233,9 +233,16 @@ impl Cluster {
 
     /// Ends the process; what it would find again is returned.
     pub fn kill(&mut self, node: usize) -> Memory {
-        let memory = self.speakers.remove(&node).map(|speaker| speaker.core.memory());
+        let speaker = self.speakers.remove(&node);
+        // Whoever was served by it beside another, on the other side of a split, nobody tells that
+        // it is gone: its neighbour entry ends, and it asks anew.
+        for address in speaker.iter().flat_map(|speaker| &speaker.own) {
+            if let Some(other) = self.answerers(*address).pop() {
+                self.client.insert(*address, other);
+            }
+        }
         self.watch();
-        memory.unwrap_or_default()
+        speaker.map(|speaker| speaker.core.memory()).unwrap_or_default()
     }
 
     /// Datagrams are lost both ways.
@@ -374,7 +381,10 @@ impl Cluster {
                 self.fly(ms(1), Flight::Heard { to: from, question, address, mac });
             } else if speaker.asking.contains_key(&address) {
                 let mac = mac(from);
-                self.give(node, Event::Heard { address, mac, form: Heard::Probes });
+                self.give(
+                    node,
+                    Event::Heard { address, interface: "eth0", mac, form: Heard::Probes },
+                );
             }
         }
         let gateway = self.gateways.contains(&address).then_some([2, 9, 9, 9, 9, 9]);
@@ -404,7 +414,10 @@ impl Cluster {
                     // It is known from now on that somebody answered; the asker may stop asking
                     // all the same.
                     self.speakers.get_mut(&to).unwrap().asking.insert(address, 0);
-                    self.give(to, Event::Heard { address, mac, form: Heard::Has });
+                    self.give(
+                        to,
+                        Event::Heard { address, interface: "eth0", mac, form: Heard::Has },
+                    );
                     let asking = &mut self.speakers.get_mut(&to).unwrap().asking;
                     if asking.get(&address) == Some(&0) {
                         asking.remove(&address);

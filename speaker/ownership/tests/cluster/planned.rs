@@ -27,6 +27,32 @@ fn one_that_leaves_hands_over_without_a_gap() {
 }
 
 #[test]
+fn a_successor_that_gives_up_at_once_is_followed_by_another() {
+    for seed in 0..10 {
+        let mut cluster = Cluster::placed(3, 6, seed);
+        let [first] = cluster.answerers(address(0))[..] else { panic!("seed {seed}") };
+        let name = cluster.names[first].clone();
+        cluster.edit(address(0), |candidates| {
+            candidates.nodes.remove(&name);
+        });
+        cluster.publish();
+        while cluster.answerers(address(0)) == [first] {
+            cluster.run(ms(1));
+        }
+        // Its only link goes before the old owner has stopped.
+        let answerers = cluster.answerers(address(0));
+        let second = answerers.into_iter().find(|node| *node != first).unwrap();
+        cluster.plug(second, &[]);
+        for time in 0..2000 {
+            cluster.run(ms(1));
+            assert!(!cluster.answerers(address(0)).is_empty(), "seed {seed}, after {time} ms");
+        }
+        let third = (0..3).find(|node| ![first, second].contains(node)).unwrap();
+        assert_eq!(cluster.answerers(address(0)), [third], "seed {seed}");
+    }
+}
+
+#[test]
 fn the_last_one_answers_to_the_end() {
     let mut cluster = Cluster::placed(1, 3, 1);
     cluster.give(0, Event::Leave);

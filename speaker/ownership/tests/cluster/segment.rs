@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ownership::{ConflictProbe, Event, Proof, Stage};
+use ownership::{ConflictProbe, Event, Proof, Stage, Stranger};
 
 use crate::TAKE_OVER;
 use crate::network::{Cluster, address, mac, ms};
@@ -66,8 +66,8 @@ fn a_foreign_host_is_not_disturbed_before_the_first_announcement() {
     cluster.want_more(3..4);
     cluster.run(ms(15_000));
     assert!(cluster.answerers(address(3)).is_empty());
-    let conflicts = cluster.speakers.values().map(|speaker| speaker.states[&address(3)].conflict);
-    assert!(conflicts.into_iter().any(|conflict| conflict == Some(mac(66))));
+    let conflicts = cluster.speakers.values().map(|speaker| &speaker.states[&address(3)].conflict);
+    assert!(conflicts.into_iter().any(|conflict| *conflict == stranger()));
     cluster.hosts.clear();
     cluster.run(ms(11_000));
     cluster.assert_at_rest();
@@ -86,7 +86,7 @@ fn a_foreign_host_does_not_keep_an_address_that_was_held() {
     assert!(cluster.answerers(address(1)).is_empty());
     cluster.run(ms(700));
     let taker = cluster.answerers(address(1))[0];
-    assert_eq!(cluster.speakers[&taker].states[&address(1)].conflict, Some(mac(66)));
+    assert_eq!(cluster.speakers[&taker].states[&address(1)].conflict, stranger());
     cluster.hosts.clear();
     cluster.run(ms(61_000));
     cluster.assert_at_rest();
@@ -198,7 +198,12 @@ fn the_thorough_question_precedes_first_claims_only() {
 fn an_announcement_of_another_is_answered_every_ten_seconds() {
     let mut cluster = Cluster::placed(2, 2, 5);
     let owner = cluster.answerers(address(0))[0];
-    let has = || Event::Heard { address: address(0), mac: mac(66), form: ownership::Heard::Has };
+    let has = || Event::Heard {
+        address: address(0),
+        interface: "eth0",
+        mac: mac(66),
+        form: ownership::Heard::Has,
+    };
     let mut repeats = 0;
     for _ in 0..250 {
         cluster.speakers.get_mut(&owner).unwrap().repeated.clear();
@@ -207,7 +212,12 @@ fn an_announcement_of_another_is_answered_every_ten_seconds() {
         cluster.run(ms(100));
     }
     assert_eq!(repeats, 3);
-    assert_eq!(cluster.speakers[&owner].states[&address(0)].conflict, Some(mac(66)));
+    assert_eq!(cluster.speakers[&owner].states[&address(0)].conflict, stranger());
     cluster.run(ms(60_000));
     assert_eq!(cluster.speakers[&owner].states[&address(0)].conflict, None);
+}
+
+/// As it is heard here.
+fn stranger() -> Option<Stranger> {
+    Some(Stranger { mac: mac(66), interface: "eth0".into() })
 }

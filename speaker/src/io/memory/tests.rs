@@ -178,3 +178,23 @@ proptest! {
         prop_assert!(decode(&octets, NODE, &at("boot", 100)).is_err());
     }
 }
+
+#[test]
+fn a_shared_directory_is_a_groups_with_what_its_owner_has_in_it() {
+    let directory = std::env::temp_dir().join(format!("berth-shared-{}", std::process::id()));
+    fs::create_dir_all(directory.join("folder")).unwrap();
+    let file = directory.join("speaker.jsonl");
+    fs::write(&file, "{}").unwrap();
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+    let link = directory.join("link");
+    std::os::unix::fs::symlink("/etc/hostname", &link).unwrap();
+    let group = fs::metadata(&directory).unwrap().gid();
+    share(&directory, group).unwrap();
+    for (path, mode) in [(&directory, 0o770), (&file, 0o660)] {
+        let metadata = fs::metadata(path).unwrap();
+        assert_eq!((metadata.mode() & 0o777, metadata.gid()), (mode, group), "{}", path.display());
+    }
+    let elsewhere = share(&directory.join("none"), group);
+    fs::remove_dir_all(&directory).unwrap();
+    assert_eq!(elsewhere.unwrap_err().kind(), io::ErrorKind::NotFound);
+}

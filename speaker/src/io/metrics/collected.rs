@@ -125,6 +125,11 @@ impl Sources {
             counters.addresses.values().map(|counters| counters.conflicts_heard).sum(),
         )?;
         text.counter(
+            "berth_layer2_listener_reports_sent",
+            "Multicast listener reports (MLD) for the solicited-node groups of owned addresses",
+            counters.reports_sent,
+        )?;
+        text.counter(
             "berth_layer2_probes_sent",
             "Frames sent to ask the segment for addresses",
             counters.probes_sent,
@@ -214,7 +219,7 @@ impl Sources {
     }
 }
 
-struct Text<'a>(DescriptorEncoder<'a>);
+pub(super) struct Text<'a>(pub(super) DescriptorEncoder<'a>);
 
 impl Text<'_> {
     fn gauge(&mut self, name: &str, help: &str, value: usize) -> Result<(), Error> {
@@ -222,7 +227,7 @@ impl Text<'_> {
         self.0.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)
     }
 
-    fn gauges<L: EncodeLabelSet>(
+    pub(super) fn gauges<L: EncodeLabelSet>(
         &mut self,
         name: &str,
         help: &str,
@@ -242,7 +247,7 @@ impl Text<'_> {
         encoder.encode_counter(&value, NO_EXEMPLAR)
     }
 
-    fn counters(
+    pub(super) fn counters(
         &mut self,
         name: &str,
         help: &str,
@@ -260,7 +265,7 @@ impl Text<'_> {
 const NO_EXEMPLAR: Option<&Exemplar<NoLabelSet, u64>> = None;
 
 /// The name of a variant as a label: `HandOver` becomes `hand_over`.
-fn word(variant: &impl Debug) -> String {
+pub(super) fn word(variant: &impl Debug) -> String {
     let mut word = String::new();
     for letter in format!("{variant:?}").chars() {
         if letter.is_ascii_uppercase() && !word.is_empty() {
@@ -292,7 +297,8 @@ mod tests {
     fn a_scrape_has_the_numbers_under_their_names() {
         let collected = Arc::new(Collected::default());
         let address = "192.0.2.1".parse().unwrap();
-        let told = AddressStatus { address, step: Step::Seen, seen_by: None, reason: None };
+        let step = Step::Seen;
+        let told = AddressStatus { address, step, seen_by: None, reason: None, foreign: None };
         let layer2 = Layer2Status { addresses: [told].into(), ..Layer2Status::default() };
         let status = Arc::new(ServiceStatus { layer2: Some(layer2), bgp: None });
         let key = ServiceKey::new("shop", "web");

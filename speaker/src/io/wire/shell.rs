@@ -29,11 +29,12 @@ const DATAGRAMS: usize = 1024;
 /// When an interface that could not be opened is tried again, should netlink not speak of it before.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// A thread that wakes more often than [`CALM`] times in [`SPAN`] is being flooded: it then lets frames
-/// gather for [`BREATH`] before it reads on. One wake for each frame is what makes a flood dear.
-const CALM: u32 = 20;
+/// A thread that wakes more often than [`CALM`] times in [`SPAN`] has much to read, be it a flood or a
+/// thousand addresses that are announced: it then lets frames gather for [`BREATH`] before it reads
+/// on, until it has had less to do for a [`SPAN`]. One wake for each frame costs more than the frames.
+const CALM: u32 = 5;
 const SPAN: Duration = Duration::from_millis(10);
-const BREATH: Duration = Duration::from_micros(500);
+const BREATH: Duration = Duration::from_millis(1);
 
 /// How long the addresses that matter must stay the same until the filters are made for them: a
 /// thousand that come one by one are not to cost a thousand filters.
@@ -61,8 +62,7 @@ pub struct Shell {
     /// Of a loop that comes back later than this nobody knows why, nor what others did meanwhile.
     /// What neighbors asked before is not answered: the address may be another's by now.
     pause: Duration,
-    /// Since when wakes are counted, and how many there were.
-    wakes: (Instant, u32),
+    wakes: Wakes,
     complaints: Complaints,
     planned: bool,
     stop: bool,
@@ -101,7 +101,7 @@ impl Shell {
             remembered_at: None,
             owned: BTreeSet::new(),
             pause: interval,
-            wakes: (clock::now(), 0),
+            wakes: Wakes { since: clock::now(), count: 0, many: false },
             complaints: Complaints::default(),
             planned,
             stop: false,
@@ -165,12 +165,7 @@ impl Shell {
         let next = own.into_iter().flatten().chain(self.wire.poll_timeout()).min();
         let now = clock::now();
         let mut timeout = next.map(|at| at.saturating_duration_since(now));
-        let (since, count) = &mut self.wakes;
-        if now.duration_since(*since) > SPAN {
-            (*since, *count) = (now, 0);
-        }
-        *count += 1;
-        if *count > CALM {
+        if self.wakes.are_many(now) {
             let breath = timeout.map_or(BREATH, |timeout| timeout.min(BREATH));
             thread::sleep(breath);
             timeout = timeout.map(|timeout| timeout.saturating_sub(breath));
@@ -368,6 +363,26 @@ impl Shell {
                 }
             }
         }
+    }
+}
+
+/// How often the thread woke since then.
+#[derive(Debug)]
+struct Wakes {
+    since: Instant,
+    count: u32,
+    /// In the span before this one.
+    many: bool,
+}
+
+impl Wakes {
+    /// Counts one more.
+    fn are_many(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.since) > SPAN {
+            *self = Self { since: now, count: 0, many: self.count > CALM };
+        }
+        self.count += 1;
+        self.many || self.count > CALM
     }
 }
 

@@ -32,6 +32,8 @@ struct Model {
     interfaces: Vec<Interface>,
     /// When the series of a station began.
     begun: BTreeMap<(IpAddr, InterfaceIndex), ([u8; 6], Instant)>,
+    /// When its group was reported last, if that was after the series.
+    reported: BTreeMap<(IpAddr, InterfaceIndex), Instant>,
     asked: BTreeMap<IpAddr, Instant>,
     /// Told once more in this step.
     repeated: BTreeSet<(IpAddr, InterfaceIndex)>,
@@ -40,6 +42,8 @@ struct Model {
 /// What is seen from outside.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Seen {
+    /// Of a group, and of which ICMPv6 type.
+    Report(Instant, Ipv6Addr, InterfaceIndex, u8),
     Gratuitous(Instant, IpAddr, InterfaceIndex, u8),
     Question(Instant, IpAddr, InterfaceIndex),
     Silence(Instant, IpAddr),
@@ -134,6 +138,7 @@ impl Model {
             .flat_map(|&a| self.places(a).into_iter().map(move |(i, mac)| ((a, i), mac)))
             .collect();
         self.begun.retain(|station, (mac, _)| stations.get(station) == Some(mac));
+        self.reported.retain(|station, _| self.begun.contains_key(station));
         for (station, mac) in stations {
             self.begun.entry(station).or_insert((mac, now));
         }
@@ -150,13 +155,26 @@ impl Model {
         let inside = |at: &Instant| (from..to).contains(at);
         for (&(address, interface), &(_, begun)) in &self.begun {
             let repeated = self.repeated.remove(&(address, interface)).then_some(from);
-            let series = SERIES_MS.map(|after| begun + ms(after)).into_iter().filter(inside);
+            let series = SERIES_MS.map(|after| begun + ms(after));
             // Of the same moment they are one.
-            for at in series.chain(repeated).collect::<BTreeSet<_>>() {
-                let forms = if address.is_ipv4() { 2 } else { 1 };
-                let frames = (0..forms).map(|form| Seen::Gratuitous(at, address, interface, form));
-                seen.extend(frames);
+            let times: BTreeSet<_> = series.into_iter().filter(inside).chain(repeated).collect();
+            let forms = if address.is_ipv4() { 2 } else { 1 };
+            let frames =
+                |at| (0..forms).map(move |form| Seen::Gratuitous(at, address, interface, form));
+            seen.extend(times.iter().copied().flat_map(frames));
+            let IpAddr::V6(v6) = address else { continue };
+            let group = ndp::solicited_node(v6);
+            let reported =
+                self.reported.entry((address, interface)).or_insert_with(|| begun + ms(5000));
+            *reported = repeated.map_or(*reported, |at| at.max(*reported));
+            let mut reports = times;
+            let period = ms(45_000) + crate::pace::part(ms(30_000), 0, address, 0);
+            while *reported + period < to {
+                *reported += period;
+                reports.insert(*reported);
             }
+            let frames = |at| [131, 143].map(|kind| Seen::Report(at, group, interface, kind));
+            seen.extend(reports.into_iter().flat_map(frames));
         }
         for (&address, &begun) in &self.asked {
             for at in [0, 8, 16].map(|after| begun + ms(after)).iter().filter(|at| inside(at)) {
@@ -261,6 +279,12 @@ fn seen(
                         Seen::Gratuitous(at, v4(), interface, 0)
                     }
                     ([0x08, 0x06], false) => Seen::Question(at, v4(), interface),
+                    _ if frame[20] == 0 => {
+                        let kind = frame[62];
+                        let start = if kind == 131 { 70 } else { 74 };
+                        let group = <[u8; 16]>::try_from(&frame[start..start + 16]).unwrap();
+                        Seen::Report(at, group.into(), interface, kind)
+                    }
                     _ if frame[54] == 136 => Seen::Gratuitous(at, v6(), interface, 0),
                     _ => Seen::Question(at, v6(), interface),
                 });

@@ -86,6 +86,25 @@ pub enum SeenAt {
     Node(NodeName),
 }
 
+impl Foreign {
+    /// Whether there is something to say `now` that was not said `before`: another station, or none
+    /// any more, or on which of this node's interfaces it is.
+    pub(crate) fn is_news(before: Option<&Self>, now: Option<&Self>) -> bool {
+        match (before, now) {
+            (None, None) => false,
+            (None, Some(_)) | (Some(_), None) => true,
+            (Some(before), Some(now)) => {
+                let nearer = match (&before.seen, &now.seen) {
+                    (SeenAt::Node(_), SeenAt::Interface(_)) => true,
+                    (SeenAt::Node(_) | SeenAt::Interface(_), SeenAt::Node(_))
+                    | (SeenAt::Interface(_), SeenAt::Interface(_)) => false,
+                };
+                before.mac != now.mac || nearer
+            }
+        }
+    }
+}
+
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mac = self.mac.map(|octet| format!("{octet:02x}")).join(":");
@@ -289,6 +308,27 @@ mod tests {
     use ownership::{Stage, Stranger};
 
     use super::*;
+
+    #[test]
+    fn a_station_is_news_when_it_is_another_or_its_interface_becomes_known() {
+        let at = |last, seen| Some(Foreign { mac: [2, 0, 0, 0, 0, last], seen });
+        let eth0 = |last| at(last, SeenAt::Interface("eth0".into()));
+        let eth1 = |last| at(last, SeenAt::Interface("eth1".into()));
+        let n2 = |last| at(last, SeenAt::Node("n2".into()));
+        for (before, now, news) in [
+            (None, None, false),
+            (None, n2(9), true),
+            (n2(9), n2(9), false),
+            (n2(9), eth0(9), true),
+            (eth0(9), eth1(9), false),
+            (eth0(9), n2(9), false),
+            (eth0(9), eth0(8), true),
+            (eth0(9), None, true),
+        ] {
+            let told = Foreign::is_news(before.as_ref(), now.as_ref());
+            assert_eq!(told, news, "{before:?}, then {now:?}");
+        }
+    }
 
     #[test]
     fn every_state_has_its_step() {

@@ -470,7 +470,10 @@ fn a_speaker_that_is_not_root_has_the_capability_of_its_program() {
         // A copy that has lost what the file had says what to do.
         let mut lost = start("lost")?;
         let status = wait_for("it ends", LIMIT, || lost.ended()?.context("it runs"))?;
-        ensure!(!status.success() && lost.log_tail(5).contains("setcap cap_net_raw=p"), "{status}");
+        ensure!(
+            !status.success() && lost.log_tail(100).contains("setcap cap_net_raw=p"),
+            "{status}"
+        );
 
         let permitted = "cap_net_raw,cap_net_bind_service=p";
         node.run(&["setcap", permitted, &program.to_string_lossy()])?;

@@ -25,23 +25,24 @@ const NET_RAW: u32 = 1 << 13;
 const NET_BIND_SERVICE: u32 = 1 << 10;
 
 /// Takes up which of the two this process may have, and sees to it that nothing that is executed from
-/// here on gets more than it has. To be called while there is but one thread.
+/// here on gets more than it has, and that no core dump shows the keys it will read. To be called while there is but one thread.
 ///
 /// # Errors
 /// `PermissionDenied`, with what to do, when the process may not have CAP_NET_RAW.
 pub fn take_up() -> io::Result<()> {
-    set_no_new_privileges()?;
+    prctl(libc::PR_SET_NO_NEW_PRIVS, 1)?;
     let mut sets = capabilities()?;
     let [low, _] = &mut sets;
     if low.permitted & NET_RAW == 0 {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, HELP));
     }
     let wanted = low.effective | (low.permitted & (NET_RAW | NET_BIND_SERVICE));
-    if low.effective == wanted {
-        return Ok(());
+    if low.effective != wanted {
+        low.effective = wanted;
+        set_capabilities(&sets)?;
     }
-    low.effective = wanted;
-    set_capabilities(&sets)
+    // Last, as other capabilities make the kernel think anew of it.
+    prctl(libc::PR_SET_DUMPABLE, 0)
 }
 
 /// `struct __user_cap_header_struct`; process 0 is the calling thread.
@@ -77,12 +78,12 @@ fn set_capabilities(sets: &[Sets; 2]) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&HEADER), sets.as_ptr()) })
 }
 
+/// For options that take one number.
 #[expect(unsafe_code, reason = "std has no prctl")]
-fn set_no_new_privileges() -> io::Result<()> {
-    let (on, unused): (libc::c_ulong, libc::c_ulong) = (1, 0);
-    // SAFETY: this option takes numbers only.
-    let result = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, on, unused, unused, unused) };
-    check(result.into())
+fn prctl(option: libc::c_int, value: libc::c_ulong) -> io::Result<()> {
+    let unused: libc::c_ulong = 0;
+    // SAFETY: the options that are asked for here take numbers only.
+    check(unsafe { libc::prctl(option, value, unused, unused, unused) }.into())
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {

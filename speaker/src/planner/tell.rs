@@ -109,9 +109,7 @@ impl Planner {
             // Where another node answers now it is for that one to say what it hears.
             let elsewhere = state.as_ref().and_then(|state| state.owner.as_ref());
             let elsewhere = elsewhere.is_some_and(|owner| owner != me);
-            // Where it was seen may change while nothing else does.
-            let mac = |foreign: &Option<Foreign>| foreign.as_ref().map(|foreign| foreign.mac);
-            if mac(&before) != mac(&now) && !(now.is_none() && elsewhere) {
+            if Foreign::is_news(before.as_ref(), now.as_ref()) && !(now.is_none() && elsewhere) {
                 for key in keys {
                     let about = subject(&self.cluster, key);
                     telling.notes.push(Note::conflict(&about, address, now.as_ref(), answers));
